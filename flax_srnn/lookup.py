@@ -1,0 +1,148 @@
+"""Reads what a user may write for an activation, initializer, regularizer or constraint, and writes it back.
+
+Keras accepts a name (`"glorot_uniform"`), a configuration dict (`{"class_name": "L2", "config": {"l2": 0.1}}`, or the same
+with `"module"` and `"registered_name"`, as Keras 3 writes it) and a callable. Each of the four modules owns one table from
+names to objects; how an identifier is read and what the errors say is here, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import numbers
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from flax_srnn.validation import describe
+
+T = TypeVar("T")
+
+# The keys of a serialised Keras object; the last two only say how it was built and shared.
+_CONFIG_KEYS = ("class_name", "config", "module", "registered_name", "build_config", "shared_object_id")
+_KERAS_PACKAGES = ("keras", "tf_keras", "tensorflow", "builtins")
+
+
+def find(table: Mapping[str, T], name: str, argument: str) -> T:
+    """Returns `table[name]`; an unknown name is a ValueError that shows the nearest and all valid ones."""
+    if name in table:
+        return table[name]
+    raise ValueError(
+        f"`{argument}` is the unknown name {name!r}.{_nearest(name, table)} Valid names: {', '.join(table)}."
+    )
+
+
+def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapping[str, Any]]:
+    """Splits a name or a Keras configuration into the name and the arguments of the constructor.
+
+    A plain function, which Keras writes as `{"class_name": "function", "config": "relu", ...}`, has no arguments.
+    """
+    if isinstance(identifier, str):
+        return identifier, {}
+    unknown = [key for key in identifier if key not in _CONFIG_KEYS]
+    if unknown:
+        raise ValueError(
+            f"`{argument}` has the unknown key {unknown[0]!r}.{_nearest(unknown[0], _CONFIG_KEYS)} A Keras configuration has "
+            f"the keys {', '.join(_CONFIG_KEYS[:4])}; got {dict(identifier)!r}."
+        )
+    name: Any = identifier.get("class_name")
+    config: Any = identifier.get("config")
+    if name == "function":
+        name, config = config, None
+    config = {} if config is None else config
+    readable = isinstance(name, str) and isinstance(config, Mapping)
+    if not readable:
+        raise ValueError(
+            f"`{argument}` must be a Keras configuration with a string 'class_name' and a dict 'config', got "
+            f"{dict(identifier)!r}."
+        )
+    _refuse_custom_object(identifier, name, argument)
+    return name, config
+
+
+def build(factory: Callable[..., T], config: Mapping[str, Any], argument: str) -> T:
+    """Calls `factory(**config)`. An unknown key is refused unless it holds None, which is Keras for "not given"."""
+    config = {key: _plain(value) for key, value in config.items()}
+    parameters = inspect.signature(factory).parameters
+    for key, value in config.items():
+        if key not in parameters and value is not None:
+            raise ValueError(
+                f"`{argument}`: {factory.__name__} has no argument {key!r} (here {value!r}).{_nearest(key, parameters)} "
+                f"Valid arguments: {', '.join(parameters) or 'none'}."
+            )
+    return factory(**{key: value for key, value in config.items() if key in parameters})
+
+
+def resolve(identifier: Any, table: Mapping[str, Callable[..., T]], argument: str) -> T | Callable[..., Any] | None:
+    """Returns what `identifier` stands for: names, configurations and classes are built, callables and None pass."""
+    if identifier is None:
+        return None
+    if isinstance(identifier, (str, Mapping)):
+        name, config = parse(identifier, argument)
+        return build(find(table, name, argument), config, argument)
+    if isinstance(identifier, type) and identifier in table.values():
+        return identifier()
+    if callable(identifier) and not isinstance(identifier, type):
+        return identifier
+    raise not_understood(identifier, argument)
+
+
+def to_config(instance: Any, table: Mapping[str, Callable[..., Any]], module: str, argument: str) -> dict[str, Any]:
+    """Returns Keras 3's form of an instance of one of the dataclasses in `table`: the inverse of `resolve`."""
+    if type(instance) not in table.values():
+        raise ValueError(
+            f"`{argument}` must be one of Keras's own to be written as a Keras configuration, got {describe(instance)}."
+        )
+    config = {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance) if field.init}
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    return {"module": module, "class_name": type(instance).__name__, "config": config, "registered_name": None}
+
+
+def not_understood(identifier: Any, argument: str) -> ValueError:
+    """The error for an identifier of a type that means nothing here."""
+    return ValueError(
+        f"`{argument}` must be a Keras name, a Keras configuration dict, a callable or None, got {describe(identifier)}."
+    )
+
+
+def number(name: str, value: Any, *, at_least: float = -math.inf, at_most: float = math.inf) -> float:
+    """Returns a constructor's argument as a float; it must be finite and within the bounds."""
+    bounds = [f"at least {at_least:g}"] * (at_least > -math.inf) + [f"at most {at_most:g}"] * (at_most < math.inf)
+    expected = f"`{name}` must be a finite number{' of ' * bool(bounds)}{' and '.join(bounds)}"
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real:
+        raise TypeError(f"{expected}, got {describe(value)}.")
+    largest = sys.float_info.max
+    if not max(at_least, -largest) <= value <= min(at_most, largest):
+        raise ValueError(f"{expected}, got {value!r}.")
+    return float(value)
+
+
+def _plain(value: Any) -> Any:
+    """Keras writes a number that was an array, and a seed that was a generator, as a configuration of its own."""
+    if isinstance(value, Mapping) and isinstance(value.get("config"), Mapping):
+        for class_name, key in (("__numpy__", "value"), ("__tensor__", "value"), ("SeedGenerator", "seed")):
+            if value.get("class_name") == class_name and key in value["config"]:
+                return value["config"][key]
+    return value
+
+
+def _refuse_custom_object(identifier: Mapping[str, Any], name: str, argument: str) -> None:
+    """Keras names a user's own class in 'module' and 'registered_name'; what it does is not known here."""
+    module, registered = identifier.get("module"), identifier.get("registered_name")
+    foreign = module is not None and str(module).split(".")[0] not in _KERAS_PACKAGES
+    of_main = "module" in identifier and module is None and registered is not None  # Keras writes None for __main__
+    if foreign or of_main or registered not in (None, name, identifier["class_name"]):
+        raise ValueError(
+            f"`{argument}` is a custom object of the module {module!r}, registered as {registered!r}, and not one of "
+            f"Keras's own: {dict(identifier)!r}. Pass the callable itself."
+        )
+
+
+def _nearest(name: Any, valid: Iterable[str]) -> str:
+    """Returns ' Did you mean ...?', or nothing where no valid name is close."""
+    lower = {candidate.lower(): candidate for candidate in valid}
+    matches = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    return f" Did you mean {lower[matches[0]]!r}?" if matches else ""

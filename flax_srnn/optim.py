@@ -1,0 +1,149 @@
+"""What Optax needs of the layers: constraints as the last transformation of a chain, and the sum of the penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.core import meta
+
+from flax_srnn import layers, validation
+
+
+def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
+    """The sum of all penalties that the layers sowed, a scalar; 0 if there are none.
+
+    Args:
+      variables: what `apply(..., mutable=["losses"])` returned beside the output.
+
+    Raises:
+      TypeError: `variables` is no mapping.
+
+    >>> layer = layers.SimpleRNN(2, kernel_initializer="ones", kernel_regularizer="l2")
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 3, 5)))
+    >>> _, mutated = layer.apply(variables, jnp.ones((1, 3, 5)), mutable=["losses"])
+    >>> round(float(regularization_loss(mutated)), 3)
+    0.1
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
+    return sum(jax.tree.leaves(variables.get(layers.PENALTIES, {})), jnp.zeros(()))
+
+
+def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The constraints of all layers in `model`, as a tree like `variables["params"]` with only the constrained parameters.
+
+    Args:
+      model: a layer, or any Flax module that contains some.
+      *args, **kwargs: as for `model.init`. The model is traced once, nothing is computed.
+
+    Raises:
+      TypeError: `model` is no Flax module.
+
+    >>> layer = layers.SimpleRNN(2, kernel_constraint="non_neg")
+    >>> collect_constraints(layer, jax.random.key(0), jnp.ones((1, 3, 5)))
+    {'kernel': NonNeg()}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a flax.linen.Module, got {validation.describe(model)}.")
+    tree: dict[str, Any] = {}
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name == "declare" and isinstance(module, (layers.SimpleRNNCell, layers.SimpleRNN)):
+            found = module.constraints()
+            if found:
+                node = tree
+                for name in module.scope.path:
+                    node = node.setdefault(name, {})
+                node.update(found)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        jax.eval_shape(lambda: model.init(*args, **kwargs))
+    return tree
+
+
+def apply_constraints(params: Any, tree: Mapping[str, Any]) -> Any:
+    """`params` with every constrained parameter projected.
+
+    Args:
+      params: `variables["params"]`, boxed or not.
+      tree: from `collect_constraints`, or nested dicts of your own with callables w -> w at the parameters' places.
+
+    Raises:
+      TypeError: `tree` is no mapping.
+      ValueError: `tree` names a parameter that is not in `params`.
+
+    >>> from flax_srnn.constraints import NonNeg
+    >>> apply_constraints({"kernel": jnp.array([-1.0, 2.0])}, {"kernel": NonNeg()})["kernel"].tolist()
+    [0.0, 2.0]
+    """
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"`tree` must be a mapping from `collect_constraints`, got {validation.describe(tree)}.")
+    constraints = _by_path(tree)
+
+    def project(path: Any, box: Any) -> Any:
+        constraint = constraints.pop(tuple(_name(key) for key in path), None)
+        return box if constraint is None else meta.replace_boxed(box, constraint(meta.unbox(box)))
+
+    projected = jax.tree_util.tree_map_with_path(project, params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+    if constraints:
+        raise ValueError(
+            f"`tree` constrains {['/'.join(path) for path in constraints]}, which `params` does not have: both must come from the "
+            "same model; pass variables['params']."
+        )
+    return projected
+
+
+def keep_constraints(tree: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Keeps every constrained parameter within its constraint; the last transformation of an `optax.chain`.
+
+    After `optax.apply_updates` the parameters are the projected ones, as Keras's optimizers leave them:
+    u ← projection(p + u) - p. Parameters are not projected before the first update, as in Keras.
+
+    Args:
+      tree: from `collect_constraints`.
+
+    Raises:
+      TypeError: `tree` is no mapping.
+      ValueError: `update` was called without `params`, or `tree` names a parameter that is not there.
+
+    Source: Keras `Optimizer.apply_gradients`; `optax.keep_params_nonnegative` is the same idea for one constraint.
+
+    >>> from flax_srnn.constraints import NonNeg
+    >>> params = {"kernel": jnp.array([1.0, 1.0])}
+    >>> optimizer = optax.chain(optax.sgd(1.0), keep_constraints({"kernel": NonNeg()}))
+    >>> updates, _ = optimizer.update({"kernel": jnp.array([3.0, 0.5])}, optimizer.init(params), params)
+    >>> optax.apply_updates(params, updates)["kernel"].tolist()
+    [0.0, 0.5]
+    """
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"`tree` must be a mapping from `collect_constraints`, got {validation.describe(tree)}.")
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        if params is None:
+            raise ValueError("`params` must be passed to `update`: keep_constraints projects the updated parameters.")
+        projected = apply_constraints(optax.apply_updates(params, updates), tree)
+        return jax.tree.map(lambda new, old: new - old, projected, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _by_path(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _by_path(value, (*path, str(name)))
+        elif value is not None:
+            found[(*path, str(name))] = value
+    return found
+
+
+def _name(key: Any) -> str:
+    """The name in one entry of a JAX key path."""
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

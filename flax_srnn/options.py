@@ -1,0 +1,260 @@
+"""The arguments of the layers, each declared once for Flax Linen and Flax NNX, and what follows from them alone.
+
+The dataclasses are bases of the Linen modules, so that an option is an attribute under its Keras name; their order of
+fields is Keras's order of arguments. `check` rejects a bad option when a layer is constructed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from flax_srnn import activations, cell, constraints, initializers, regularizers, validation
+
+
+@dataclasses.dataclass
+class CellOptions:
+    """What a `SimpleRNNCell` takes; the same arguments open those of `SimpleRNN`."""
+
+    units: int
+    activation: Any = "tanh"
+    use_bias: bool = True
+    kernel_initializer: Any = "glorot_uniform"
+    recurrent_initializer: Any = "orthogonal"
+    bias_initializer: Any = "zeros"
+    kernel_regularizer: Any = None
+    recurrent_regularizer: Any = None
+    bias_regularizer: Any = None
+    kernel_constraint: Any = None
+    recurrent_constraint: Any = None
+    bias_constraint: Any = None
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    seed: int | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = None
+
+    def parameters(self, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Initializer and shape of every parameter."""
+        units = int(self.units)
+        table = {
+            "kernel": (initializers.get(self.kernel_initializer), (in_features, units)),
+            "recurrent_kernel": (initializers.get(self.recurrent_initializer), (units, units)),
+        }
+        if self.use_bias:
+            table["bias"] = (initializers.get(self.bias_initializer), (units,))
+        return table
+
+    def penalties(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The penalties on the weights, under the names of the arguments that ask for them."""
+        owners = {"kernel": "kernel", "recurrent": "recurrent_kernel", "bias": "bias"}
+        found = {}
+        for prefix, parameter in owners.items():
+            regularizer = regularizers.get(getattr(self, f"{prefix}_regularizer"))
+            if regularizer is not None and parameter in params:
+                found[f"{prefix}_regularizer"] = regularizer(params[parameter])
+        return found
+
+    def constraints(self) -> dict[str, Any]:
+        """The constraint of every constrained parameter."""
+        owners = {"kernel": self.kernel_constraint, "recurrent_kernel": self.recurrent_constraint}
+        if self.use_bias:
+            owners["bias"] = self.bias_constraint
+        return {name: constraints.get(constraint) for name, constraint in owners.items() if constraint is not None}
+
+    def drops(self, training: bool) -> bool:
+        """Whether this call needs a dropout key."""
+        return training and (self.dropout > 0 or self.recurrent_dropout > 0)
+
+    def seed_key(self, path: tuple[str, ...]) -> jax.Array | None:
+        """The dropout key that `seed` stands for, another one for every place in the model; None without a seed."""
+        if self.seed is None:
+            return None
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32("/".join(path).encode()))
+
+    def masks(self, key: jax.Array | None, inputs: jax.Array, batch: tuple[int, ...]) -> dict[str, jax.Array | None]:
+        """Both dropout masks as arguments of `cell_step` and `simple_rnn`; none without a key."""
+        if key is None:
+            return {}
+        floating = jnp.issubdtype(inputs.dtype, jnp.floating)
+        drawn = cell.dropout_masks(
+            key,
+            batch,
+            inputs.shape[-1],
+            int(self.units),
+            dropout=self.dropout,
+            recurrent_dropout=self.recurrent_dropout,
+            dtype=inputs.dtype if floating else self.param_dtype,
+        )
+        return dict(zip(("input_dropout_mask", "recurrent_dropout_mask"), drawn, strict=True))
+
+
+@dataclasses.dataclass
+class CellsOption:
+    """The cells that an `RNN` drives: one, or a list of them."""
+
+    cell: Any
+
+
+@dataclasses.dataclass
+class ActivityOption:
+    """The penalty on what a layer returns."""
+
+    activity_regularizer: Any = None
+
+    def activity_penalty(self, returned: Any, batch: tuple[int, ...]) -> jax.Array | None:
+        """The penalty on every returned array, divided by the batch size; None without a regularizer."""
+        regularizer = regularizers.get(self.activity_regularizer)
+        if regularizer is None:
+            return None
+        return sum((regularizer(x) for x in jax.tree.leaves(returned)), jnp.zeros(())) / max(1, int(np.prod(batch)))
+
+
+@dataclasses.dataclass
+class SequenceOptions:
+    """Keras's flags of every recurrent layer."""
+
+    return_sequences: bool = False
+    return_state: bool = False
+    go_backwards: bool = False
+    stateful: bool = False
+    unroll: bool | int = False
+    zero_output_for_mask: bool = False
+
+
+@dataclasses.dataclass
+class InitialStateOption:
+    """The initializer of a learned initial state."""
+
+    initial_state_initializer: Any = None
+
+
+@dataclasses.dataclass
+class LayoutOptions:
+    """Where `simple_rnn` can do more than Keras; the arguments are explained there."""
+
+    time_major: bool = False
+    keep_order: bool = False
+    implementation: str | None = None
+    remat: bool | None = None
+
+
+@dataclasses.dataclass
+class SimpleRNNOptions(LayoutOptions, InitialStateOption, SequenceOptions, ActivityOption, CellOptions):
+    """All arguments of `SimpleRNN`, in order."""
+
+    def parameters(self, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Initializer and shape of every parameter, a learned initial state among them."""
+        table = super().parameters(in_features)
+        if self.initial_state_initializer is not None:
+            table["initial_state"] = (initializers.get(self.initial_state_initializer), (int(self.units),))
+        return table
+
+
+@dataclasses.dataclass
+class RNNOptions(LayoutOptions, ActivityOption, SequenceOptions, CellsOption):
+    """All arguments of `RNN`, in order."""
+
+
+@dataclasses.dataclass
+class BidirectionalOptions:
+    """All arguments of `Bidirectional`, in order."""
+
+    layer: Any
+    merge_mode: str | None = "concat"
+    backward_layer: Any = None
+
+
+MERGE_MODES = ("concat", "sum", "ave", "mul", None)
+_FLAGS = ("use_bias", "return_sequences", "return_state", "go_backwards", "stateful", "zero_output_for_mask")
+_LAYOUT_FLAGS = ("time_major", "keep_order")
+
+
+def check(options: Any) -> None:
+    """Raises TypeError or ValueError for the first option that cannot be right.
+
+    Raises:
+      TypeError: an option of the wrong type.
+      ValueError: a value out of range, or an unknown name.
+    """
+    fields = {field.name for field in dataclasses.fields(options)}
+    for name in (*_FLAGS, *_LAYOUT_FLAGS):
+        if name in fields:
+            validation.flag(name, getattr(options, name))
+    if "units" in fields:
+        validation.units(options.units)
+        activations.get(options.activation)
+        validation.rate("dropout", options.dropout)
+        validation.rate("recurrent_dropout", options.recurrent_dropout)
+        if options.seed is not None and validation.integer("seed", options.seed) is None:
+            raise TypeError(f"`seed` must be an integer or None, got {validation.describe(options.seed)}.")
+        for name in ("dtype", "param_dtype"):
+            _check_dtype(name, getattr(options, name))
+    for suffix, module in (("initializer", initializers), ("regularizer", regularizers), ("constraint", constraints)):
+        for name in sorted(fields):
+            if name.endswith(suffix) and getattr(options, name) is not None:
+                module.get(getattr(options, name), argument=name)
+    if "unroll" in fields:
+        validation.unroll(options.unroll)
+    if "implementation" in fields:
+        validation.implementation(options.implementation)
+    if "remat" in fields and options.remat is not None:
+        validation.flag("remat", options.remat)
+    if "merge_mode" in fields and options.merge_mode not in MERGE_MODES:
+        raise ValueError(f"`merge_mode` must be one of {MERGE_MODES}, got {options.merge_mode!r}.")
+
+
+def hashable(options: Any) -> dict[str, Any]:
+    """The options given as arrays, in the form that can be hashed and compared."""
+    return {
+        field.name: initializers.get(getattr(options, field.name))
+        for field in dataclasses.fields(options)
+        if field.name.endswith("initializer") and isinstance(getattr(options, field.name), (jax.Array, np.ndarray))
+    }
+
+
+def check_directions(forward: Any, backward: Any) -> None:
+    """Raises ValueError where the two layers of a `Bidirectional` do not fit together."""
+    if forward.go_backwards == backward.go_backwards:
+        raise ValueError(
+            "`layer` and `backward_layer` must run in opposite directions: one `go_backwards` must be True, got "
+            f"{forward.go_backwards} for both."
+        )
+    for name in ("stateful", "return_sequences", "return_state", "time_major"):
+        if getattr(forward, name) != getattr(backward, name):
+            raise ValueError(
+                f"`layer` and `backward_layer` must have the same `{name}`, got {getattr(forward, name)} and "
+                f"{getattr(backward, name)}."
+            )
+
+
+def merge(mode: str | None, forward: jax.Array, backward: jax.Array) -> tuple[jax.Array, ...]:
+    """The outputs of both directions as `Bidirectional` returns them: one array, or both for mode None."""
+    if mode == "concat":
+        return (jnp.concatenate([forward, backward], -1),)
+    if mode == "sum":
+        return (forward + backward,)
+    if mode == "ave":
+        return ((forward + backward) / 2,)
+    if mode == "mul":
+        return (forward * backward,)
+    return forward, backward
+
+
+def _check_dtype(name: str, dtype: Any) -> None:
+    if dtype is None and name == "dtype":
+        return
+    try:
+        floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be a floating-point dtype, got {validation.describe(dtype)}.") from error
+    if not floating:
+        raise ValueError(f"`{name}` must be a floating-point dtype, got {validation.describe(dtype)}.")

@@ -1,0 +1,492 @@
+"""All time steps of the simple RNN, forward and backward, on whole arrays.
+
+With the state h_0 given, for t = 1 … T (or t = T … 1 with `reverse`; `tm1` is the step processed before t):
+
+    s_t = r where reset_t, else h_tm1                the state that step t starts from
+    z_t = (x_t ∘ d_x) W + b                          the projection of the input
+    a_t = z_t + (s_t ∘ d_h) U                        the pre-activation
+    h_t = act(a_t) where mask_t, else s_t            output and state are one
+
+Backward, with g_t = ∂L/∂h_t from outside and c_t what the step processed after t hands back (c of the last step is the
+final state's cotangent):
+
+    e_t = g_t + c_t                                  the whole cotangent of h_t
+    δ_t = act'(a_t) e_t where mask_t, else 0         of a_t
+    q_t = (δ_t Uᵀ) ∘ d_h  (+ e_t where not mask_t)   of s_t
+    c_tm1 = 0 where reset_t, else q_t;   ∂h_0 = c_0;   ∂r = Σ q_t where reset_t
+    ∂U = Σ (s_t ∘ d_h)ᵀ δ_t   ∂W = Σ (x_t ∘ d_x)ᵀ δ_t   ∂b = Σ δ_t   ∂x_t = (δ_t Wᵀ) ∘ d_x
+    ∂d_x = Σ (δ_t Wᵀ) ∘ x_t   ∂d_h = Σ (δ_t Uᵀ) ∘ s_t
+
+Only δ_t and c_t are sequential; the rest are large matrix products over a chunk of steps at a time. What is kept from the
+forward pass is inputs and outputs: act'(a_t) follows from h_t for most activations (`activations.from_output`), and for
+the others a_t is recomputed, for a whole chunk in one product. Where only the final state is asked for, above
+`CHECKPOINT_BYTES` not even the states are kept, but one in every chunk, and a chunk is run again before its backward pass
+(Chen et al., "Training deep nets with sublinear memory cost", 2016).
+
+Arrays stay in the caller's layout, batch-major or time-major (`time_axis` 1 or 0): steps are read and written in place with
+dynamic slices, nothing is transposed or flipped. Outputs go to a buffer of their own: a loop that overwrites its own input
+in place makes XLA copy the whole array at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from flax_srnn import activations
+from flax_srnn.cell import cell_step
+
+CHUNK_ELEMENTS = 2**20
+"""Elements of hidden state (B·K·U) in a chunk of K steps: about 4 MB in float32, so that a chunk stays in cache."""
+CHECKPOINT_BYTES = 32 * 2**20
+"""States larger than this are recomputed in the backward pass unless they are the output anyway."""
+SMALL_STEP = 256
+"""B·U·max(F, U) up to which the per-step overhead of a hoisted projection exceeds its gain."""
+
+
+class Operands(NamedTuple):
+    """The arrays: inputs (B, T, F) or (T, B, F), flags always (B, T), states (B, U); `reset_state` goes with `resets`."""
+
+    kernel: jax.Array
+    recurrent_kernel: jax.Array
+    bias: jax.Array | None
+    inputs: jax.Array
+    initial_state: jax.Array
+    mask: jax.Array | None = None
+    resets: jax.Array | None = None
+    reset_state: jax.Array | None = None
+    input_dropout_mask: jax.Array | None = None
+    recurrent_dropout_mask: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is known when the program is traced.
+
+    Attributes:
+      activation: the function itself.
+      reverse: from the last step to the first; every array keeps its time order all the same.
+      time_axis: of inputs and outputs, 0 or 1.
+      unroll: of the loops, as in `lax.scan`.
+      precision: of the matrix products.
+      record: what is returned beside the final state: all states, one state at the start of every chunk, or nothing.
+      remat: whether states that are not returned are recomputed in the backward pass; None decides by size.
+    """
+
+    activation: Callable[[jax.Array], jax.Array]
+    reverse: bool = False
+    time_axis: int = 1
+    unroll: int | bool = False
+    precision: Any = None
+    record: Literal["states", "checkpoints", "nothing"] = "states"
+    remat: bool | None = None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
+    """(final state (B, U), record) by the chunked loop with the hand-written backward pass (reverse mode only)."""
+    return _scan(options, jax.tree.map(_reverse_mode_only, _same_manual_axes(operands)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def plain(options: Options, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """(final state, states) by `cell_step` under a plain scan: the definition, differentiable in every mode."""
+    operands = _same_manual_axes(operands)
+    params = {"kernel": operands.kernel, "recurrent_kernel": operands.recurrent_kernel}
+    if operands.bias is not None:
+        params["bias"] = operands.bias
+    step = functools.partial(
+        cell_step,
+        params,
+        activation=options.activation,
+        input_dropout_mask=operands.input_dropout_mask,
+        recurrent_dropout_mask=operands.recurrent_dropout_mask,
+        precision=options.precision,
+    )
+
+    def body(h: jax.Array, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        x, mask, reset = now
+        start = h if operands.reset_state is None else _select(reset, operands.reset_state, h)
+        # A masked step's x may be NaN: zeroed before the product, it leaves the gradients finite too.
+        _, output = step(start, _select(mask, x, jnp.zeros_like(x)))
+        h = _select(mask, output, start)
+        return h, h
+
+    time_first = (
+        jnp.moveaxis(operands.inputs, options.time_axis, 0),
+        None if operands.mask is None else operands.mask.T,
+        None if operands.resets is None else operands.resets.T,
+    )
+    final, states = lax.scan(body, operands.initial_state, time_first, reverse=options.reverse, unroll=options.unroll)
+    return final, jnp.moveaxis(states, 0, options.time_axis)
+
+
+# --- forward -----------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
+    batch, steps, units = _sizes(options, operands)
+    size = _chunk_size(options, operands)
+    states = _zeros(operands, _layout(options, batch, steps, units)) if options.record == "states" else None
+
+    def chunk(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
+        h, states = carry
+        carry = _forward_chunk(options, operands, start, count, h, states, start)
+        return carry, h if options.record == "checkpoints" else None
+
+    (final, states), checkpoints = _for_chunks(
+        chunk, (operands.initial_state, states), steps, size, options.reverse, options.unroll
+    )
+    return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[options.record]
+
+
+def _forward_chunk(
+    options: Options, operands: Operands, start: Any, count: int, h: jax.Array, buffer: Any, offset: Any
+) -> tuple[jax.Array, Any]:
+    """Runs steps [start, start + count) from state `h`; writes state number k to place offset + k of `buffer`, if any."""
+    axis, o = options.time_axis, operands
+    x = _window(o.inputs, start, count, axis)
+    mask, resets = (None if flags is None else _window(flags, start, count, 1) for flags in (o.mask, o.resets))
+    hoisted = _hoists(options, operands)
+    z = _project(options, operands, x, mask, axis) if hoisted else None
+
+    def step(carry: tuple[jax.Array, Any], k: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+        h, buffer = carry
+        m, r = _at(mask, k, 1), _at(resets, k, 1)
+        if o.reset_state is not None:
+            h = _select(r, o.reset_state, h)
+        z_k = _at(z, k, axis) if hoisted else _project(options, operands, _at(x, k, axis), m, None)
+        recurrent = h if o.recurrent_dropout_mask is None else h * o.recurrent_dropout_mask
+        a = z_k + jnp.dot(recurrent, o.recurrent_kernel, precision=options.precision)
+        h = _select(m, options.activation(a), h)
+        if buffer is not None:
+            buffer = lax.dynamic_update_index_in_dim(buffer, h, offset + k, axis)
+        return (h, buffer), None
+
+    carry, _ = lax.scan(step, (h, buffer), jnp.arange(count), reverse=options.reverse, unroll=options.unroll)
+    return carry
+
+
+def _project(options: Options, o: Operands, x: jax.Array, mask: jax.Array | None, axis: int | None) -> jax.Array:
+    """(x ∘ d_x) W + b for a chunk of inputs (`axis`: of time) or for one step (`axis` None)."""
+    x = _dropped(x, mask, o.input_dropout_mask, axis)
+    z = jnp.dot(x, o.kernel, precision=options.precision)
+    return z if o.bias is None else z + jnp.broadcast_to(o.bias, z.shape)
+
+
+def _dropped(x: jax.Array, mask: jax.Array | None, dropout_mask: jax.Array | None, axis: int | None) -> jax.Array:
+    """x ∘ d_x, zero at masked steps: what stands there may be NaN and must reach no product."""
+    if mask is not None:
+        mask = mask.T if axis == 0 else mask
+        x = jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
+    if dropout_mask is not None:
+        x = x * (dropout_mask if axis is None else jnp.expand_dims(dropout_mask, axis))
+    return x
+
+
+# --- backward ----------------------------------------------------------------------------------------------------------
+
+
+def _scan_forward(options: Options, operands: Operands) -> tuple[Any, Any]:
+    kept = _recording(options, operands)
+    # Bound again through `_scan`, so that what is kept has the hand-written derivative too, for gradients of gradients.
+    final, record = _scan(kept, operands)
+    return (final, record if kept == options else None), (operands, record)
+
+
+def _scan_backward(options: Options, residuals: Any, cotangents: Any) -> tuple[Operands]:
+    operands, record = residuals
+    final_cotangent, states_cotangent = cotangents
+    if options.record != "states":
+        states_cotangent = None
+    return (_pullback(_recording(options, operands), operands, record, final_cotangent, states_cotangent),)
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _recording(options: Options, operands: Operands) -> Options:
+    """The options under which the forward pass leaves behind what the backward pass needs."""
+    if options.record != "nothing":
+        return options
+    recompute = options.remat
+    if recompute is None:
+        size = operands.initial_state.size * operands.inputs.shape[options.time_axis]
+        recompute = isinstance(size, int) and size * operands.initial_state.dtype.itemsize > CHECKPOINT_BYTES
+    return dataclasses.replace(options, record="checkpoints" if recompute else "states")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pullback(
+    options: Options, o: Operands, record: Any, final_cotangent: jax.Array, states_cotangent: jax.Array | None
+) -> Operands:
+    """The cotangents of all operands (None for the flags)."""
+    axis = options.time_axis
+    batch, steps, units = _sizes(options, o)
+    from_output = activations.from_output(options.activation)
+    # Transposed once: contracting the other dimension inside the loop is up to three times slower.
+    kernel_t, recurrent_kernel_t = o.kernel.T, o.recurrent_kernel.T
+    dot = functools.partial(jnp.dot, precision=options.precision)
+
+    def chunk(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
+        c, sums, inputs_cotangent = carry
+        x = _window(o.inputs, start, count, axis)
+        mask, resets = (None if flags is None else _window(flags, start, count, 1) for flags in (o.mask, o.resets))
+        g = None if states_cotangent is None else _window(states_cotangent, start, count, axis)
+        if options.record == "states":
+            states = _window(record, start, count, axis)
+            before = _state_before(options, o, record, start, count)
+        else:
+            before = checkpoint
+            buffer = _zeros(o, _layout(options, batch, count, units))
+            _, states = _forward_chunk(options, o, start, count, before, buffer, 0)
+        s = _shifted(states, before, axis, options.reverse)
+        if resets is not None and o.reset_state is not None:
+            flags = resets.T if axis == 0 else resets
+            s = jnp.where(flags[..., None], jnp.expand_dims(o.reset_state, axis), s)
+        s_dropped = _dropped(s, None, o.recurrent_dropout_mask, axis)
+        a = None if from_output else _project(options, o, x, mask, axis) + dot(s_dropped, o.recurrent_kernel)
+
+        def step(carry: tuple[jax.Array, Any, jax.Array], k: jax.Array) -> tuple[Any, None]:
+            c, reset_cotangent, deltas = carry
+            m, r = _at(mask, k, 1), _at(resets, k, 1)
+            e = c if g is None else c + _at(g, k, axis)
+            if from_output:
+                delta = from_output(_at(states, k, axis), e)
+            else:
+                (delta,) = jax.vjp(options.activation, _at(a, k, axis))[1](e)
+            zero = jnp.zeros_like(e)
+            delta = _select(m, delta, zero)
+            back = dot(delta, recurrent_kernel_t)
+            if o.recurrent_dropout_mask is not None:
+                back = back * o.recurrent_dropout_mask
+            if m is not None:
+                back = back + _select(m, zero, e)
+            if r is not None:
+                reset_cotangent = reset_cotangent + _select(r, back, zero)
+                back = _select(r, zero, back)
+            return (back, reset_cotangent, lax.dynamic_update_index_in_dim(deltas, delta, k, axis)), None
+
+        deltas = _zeros(o, _layout(options, batch, count, units))
+        (c, reset_cotangent, deltas), _ = lax.scan(
+            step, (c, sums.reset_state, deltas), jnp.arange(count), reverse=not options.reverse, unroll=options.unroll
+        )
+        projected_back = dot(deltas, kernel_t)
+        sums = sums._replace(
+            kernel=sums.kernel + _contract(_dropped(x, mask, o.input_dropout_mask, axis), deltas, options),
+            recurrent_kernel=sums.recurrent_kernel + _contract(s_dropped, deltas, options),
+            bias=None if o.bias is None else sums.bias + deltas.sum((0, 1)),
+            reset_state=reset_cotangent,
+        )
+        if o.input_dropout_mask is not None:
+            d = (projected_back * _dropped(x, mask, None, axis)).sum(axis)
+            sums = sums._replace(input_dropout_mask=sums.input_dropout_mask + d)
+        if o.recurrent_dropout_mask is not None:
+            d = (dot(deltas, recurrent_kernel_t) * s).sum(axis)
+            sums = sums._replace(recurrent_dropout_mask=sums.recurrent_dropout_mask + d)
+        inputs_cotangent = lax.dynamic_update_slice_in_dim(
+            inputs_cotangent, _dropped(projected_back, None, o.input_dropout_mask, axis), start, axis
+        )
+        return (c, sums, inputs_cotangent), None
+
+    sums = jax.tree.map(jnp.zeros_like, o._replace(inputs=None, initial_state=None, mask=None, resets=None))
+    (c, sums, inputs_cotangent), _ = _for_chunks(
+        chunk,
+        (final_cotangent, sums, jnp.zeros_like(o.inputs)),
+        steps,
+        _chunk_size(options, o),
+        not options.reverse,
+        options.unroll,
+        record if options.record == "checkpoints" else (None, None),
+    )
+    return sums._replace(inputs=inputs_cotangent, initial_state=c)
+
+
+def _pullback_forward(options: Options, o: Operands, record: Any, *cotangents: Any) -> tuple[Operands, Any]:
+    return _pullback(options, o, record, *cotangents), (o, cotangents)
+
+
+def _pullback_backward(options: Options, residuals: Any, outer: Operands) -> tuple[Any, ...]:
+    """Second derivatives: those of the same function of operands and cotangents, written with the plain scan."""
+    o, cotangents = residuals
+    differentiable = o._replace(mask=None, resets=None)
+
+    def reference(o_: Operands, final_cotangent: jax.Array, states_cotangent: jax.Array | None) -> Operands:
+        (_, states), vjp = jax.vjp(lambda arrays: plain(options, arrays._replace(mask=o.mask, resets=o.resets)), o_)
+        return vjp((final_cotangent, jnp.zeros_like(states) if states_cotangent is None else states_cotangent))[0]
+
+    _, vjp = jax.vjp(reference, differentiable, *cotangents)
+    operands_cotangent, *others = vjp(outer)
+    return operands_cotangent, None, *others
+
+
+_pullback.defvjp(_pullback_forward, _pullback_backward)
+
+
+def _state_before(options: Options, o: Operands, states: jax.Array, start: Any, count: int) -> jax.Array:
+    """The state that the chunk [start, start + count) starts from, out of all states."""
+    steps = states.shape[options.time_axis]
+    place, first = (start + count, start + count == steps) if options.reverse else (start - 1, start == 0)
+    if isinstance(first, bool) and first:
+        return o.initial_state
+    # Outside the array only for the first chunk, where the slice is not used.
+    return jnp.where(first, o.initial_state, _at(states, jnp.clip(place, 0, steps - 1), options.time_axis))
+
+
+def _shifted(states: jax.Array, before: jax.Array, axis: int, reverse: bool) -> jax.Array:
+    """The state before every step of a chunk, from the state after every step."""
+    before = jnp.expand_dims(before, axis)
+    count = states.shape[axis]
+    if reverse:
+        return jnp.concatenate([lax.slice_in_dim(states, 1, count, axis=axis), before], axis)
+    return jnp.concatenate([before, lax.slice_in_dim(states, 0, count - 1, axis=axis)], axis)
+
+
+def _contract(left: jax.Array, right: jax.Array, options: Options) -> jax.Array:
+    """Σ over batch and time of leftᵀ right, as one matrix product."""
+    return lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())), precision=options.precision)
+
+
+# --- forward mode ------------------------------------------------------------------------------------------------------
+
+
+_pushed_forward = Primitive("simple_rnn_tangent")
+"""The identity on tangents, transposed to the identity on cotangents; to evaluate it means forward mode, an error."""
+
+
+@jax.custom_jvp
+def _reverse_mode_only(x: jax.Array) -> jax.Array:
+    """x; a custom_vjp function cannot be pushed forward, and this says so in the user's words before JAX does."""
+    return x
+
+
+@_reverse_mode_only.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    return x, tangent if tangent.dtype == jax.dtypes.float0 else _pushed_forward.bind(tangent)
+
+
+def _refuse_forward_mode(*_: Any) -> Any:
+    raise TypeError(
+        "`implementation`: 'scan', which None chooses too, has a hand-written backward pass and no forward mode (jvp, jacfwd, "
+        "hessian); pass implementation='autodiff' for that."
+    )
+
+
+_pushed_forward.def_impl(_refuse_forward_mode)
+_pushed_forward.def_abstract_eval(lambda tangent: tangent)
+ad.deflinear2(_pushed_forward, lambda cotangent, _: [cotangent])
+batching.primitive_batchers[_pushed_forward] = lambda args, dims: (_pushed_forward.bind(*args), dims[0])
+mlir.register_lowering(_pushed_forward, _refuse_forward_mode)
+
+
+# --- shapes and chunks -------------------------------------------------------------------------------------------------
+
+
+def _for_chunks(
+    body: Callable[[Any, Any, int, Any], tuple[Any, Any]],
+    carry: Any,
+    steps: int,
+    size: int,
+    descending: bool,
+    unroll: int | bool,
+    xs: tuple[Any, Any] = (None, None),
+) -> tuple[Any, tuple[Any, Any]]:
+    """`carry, y = body(carry, start, count, x)` over all chunks of `size` steps and a shorter one at the end of time.
+
+    `xs` and the returned `ys` are pairs: stacked for the whole chunks, and for the rest.
+    """
+    whole, rest = (0, steps) if steps == size else divmod(steps, size)
+    stacked, last = None, None
+
+    def chunks(carry: Any) -> tuple[Any, Any]:
+        def one(carry: Any, now: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+            return body(carry, now[0] * size, size, now[1])
+
+        return lax.scan(one, carry, (jnp.arange(whole), xs[0]), reverse=descending, unroll=unroll)
+
+    if whole and not descending:
+        carry, stacked = chunks(carry)
+    if not isinstance(rest, int) or rest:
+        carry, last = body(carry, whole * size, rest, xs[1])
+    if whole and descending:
+        carry, stacked = chunks(carry)
+    return carry, (stacked, last)
+
+
+def _chunk_size(options: Options, operands: Operands) -> int:
+    batch, steps, units = _sizes(options, operands)
+    if not isinstance(steps, int):
+        return steps
+    elements = batch * units if isinstance(batch, int) else units
+    return max(1, min(steps, max(8, CHUNK_ELEMENTS // max(1, elements))))
+
+
+def _hoists(options: Options, operands: Operands) -> bool:
+    """Whether the projection of the inputs is one product for the whole chunk, before the loop.
+
+    Not with a single feature, where it is no matrix product, nor at tiny sizes, where a second loop-free operation costs
+    more than it saves.
+    """
+    batch, _, units = _sizes(options, operands)
+    in_features = operands.inputs.shape[-1]
+    return in_features != 1 and (not isinstance(batch, int) or batch * units * max(in_features, units) > SMALL_STEP)
+
+
+def _sizes(options: Options, operands: Operands) -> tuple[int, int, int]:
+    """B, T, U; B or T may be symbolic (`jax.export`), then decisions by size are skipped."""
+    return (*operands.initial_state.shape[:1], operands.inputs.shape[options.time_axis], operands.kernel.shape[1])
+
+
+def _layout(options: Options, batch: int, steps: int, width: int) -> tuple[int, int, int]:
+    return (batch, steps, width) if options.time_axis == 1 else (steps, batch, width)
+
+
+def _window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, start, count, axis)
+
+
+def _at(x: Any, k: jax.Array, axis: int) -> Any:
+    return None if x is None else lax.dynamic_index_in_dim(x, k, axis, keepdims=False)
+
+
+def _select(flag: jax.Array | None, x: jax.Array, y: jax.Array) -> jax.Array:
+    """x where the (B,) flag is set, else y; without flags, x."""
+    return x if flag is None else jnp.where(flag[:, None], x, y)
+
+
+def _zeros(operands: Operands, shape: tuple[int, ...]) -> jax.Array:
+    zeros = jnp.zeros(shape, operands.initial_state.dtype)
+    return _vary(zeros, _manual_axes(operands.initial_state))
+
+
+def _same_manual_axes(operands: Operands) -> Operands:
+    """Inside `shard_map`, everything varies over the axes that anything varies over; elsewhere the operands unchanged.
+
+    Loop carries must vary alike from the first step on. Cast here, outside the custom derivative, a replicated parameter's
+    gradient is summed over the mesh by the transpose of the cast.
+    """
+    axes = frozenset[str]().union(*map(_manual_axes, jax.tree.leaves(operands)))
+    return jax.tree.map(lambda x: _vary(x, axes), operands)
+
+
+def _manual_axes(x: jax.Array) -> frozenset[str]:
+    """The manual mesh axes that `x` varies over (newer JAX says so under another name)."""
+    aval: Any = jax.typeof(x)
+    return frozenset(aval.mat.varying if hasattr(aval, "mat") else aval.vma)
+
+
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    missing = tuple(sorted(axes - _manual_axes(x)))
+    if not missing:
+        return x
+    return lax.pcast(x, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, missing)

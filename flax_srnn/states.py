@@ -1,0 +1,97 @@
+"""The recorded states of stateful layers: the collection "carry" of a variable tree.
+
+Every stateful layer keeps `variables["carry"][…path…]["states"]`, a tuple with the state of each of its cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta, unfreeze
+
+from flax_srnn import validation
+
+COLLECTION, NAME = "carry", "states"
+
+
+def reset_states(variables: Mapping[str, Any], states: Any = None) -> dict[str, Any]:
+    """A variable tree in which every stateful layer's recorded states are set back, or set to `states`.
+
+    Args:
+      variables: of a layer or a whole model; it is not changed.
+      states: None sets every layer back to its initial state: the learned one where the layer has one, else zeros. Or a
+        mapping like `variables["carry"]`: same keys, same shapes; real and integer values are cast.
+
+    Returns:
+      The variables with the new collection "carry".
+
+    Raises:
+      TypeError: `variables` is no mapping.
+      ValueError: there is no collection "carry" (the layers have not seen a batch, so its size is unknown), or `states` does
+        not match it in count, shape or kind of number.
+
+    Source: tf.keras 2.15 `RNN.reset_states`.
+
+    >>> variables = {"carry": {"states": (jnp.ones((1, 2)),)}}
+    >>> reset_states(variables)["carry"]["states"][0].tolist()
+    [[0.0, 0.0]]
+    >>> reset_states(variables, {"states": ([[3, 4]],)})["carry"]["states"][0].tolist()
+    [[3.0, 4.0]]
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
+    if not variables.get(COLLECTION):
+        raise ValueError(
+            "`variables` has no collection 'carry', got the collections "
+            f"{sorted(map(str, variables))}. If a RNN is stateful, it needs to know its batch size: initialise it, or apply it "
+            "once with mutable=['carry'], and pass those variables."
+        )
+    recorded = variables[COLLECTION]
+    new = _initial(recorded, variables.get("params", {})) if states is None else _given(recorded, states, ())
+    return {**variables, COLLECTION: new}
+
+
+def _initial(recorded: Any, params: Any) -> Any:
+    """The recorded tree at its initial states; `params` is the parameter tree at the same place."""
+    if isinstance(recorded, Mapping):
+        inner = params if isinstance(params, Mapping) else {}
+        if NAME in recorded and "initial_state" in inner:
+            learned = meta.unbox(inner["initial_state"])
+            fresh = jax.tree.map(lambda x: jnp.broadcast_to(learned, x.shape).astype(x.dtype), recorded[NAME])
+            return {**_initial({k: v for k, v in recorded.items() if k != NAME}, inner), NAME: fresh}
+        return {key: _initial(value, inner if key == NAME else inner.get(key, {})) for key, value in recorded.items()}
+    return jax.tree.map(jnp.zeros_like, recorded)
+
+
+def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:
+    """`states` in the structure, shapes and dtypes of the recorded tree."""
+    place = "/".join(path) or "the collection 'carry'"
+    if isinstance(recorded, Mapping):
+        if not isinstance(states, Mapping) or set(states) != set(recorded):
+            got = sorted(map(str, states)) if isinstance(states, Mapping) else validation.describe(states)
+            raise ValueError(f"`states` must have the keys {sorted(recorded)} at {place}, got {got}.")
+        return {key: _given(recorded[key], states[key], (*path, str(key))) for key in unfreeze(recorded)}
+    if isinstance(recorded, (tuple, list)):
+        if not isinstance(states, (tuple, list)):
+            raise ValueError(
+                f"`states` must be a list or tuple of {len(recorded)} at {place}, got {validation.describe(states)}."
+            )
+        if len(states) != len(recorded):
+            raise ValueError(
+                f"`states`: the layer expects {len(recorded)} states at {place}, but it received {len(states)}."
+            )
+        return type(recorded)(
+            _given(r, s, (*path, str(i))) for i, (r, s) in enumerate(zip(recorded, states, strict=True))
+        )
+    given = states if isinstance(states, jax.Array) else np.asarray(states)
+    if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)):
+        raise ValueError(f"`states` must hold real numbers at {place}, got {validation.describe(given)}.")
+    if given.shape != recorded.shape:
+        raise ValueError(
+            f"`states` must have the shape {tuple(recorded.shape)} at {place}, got {validation.describe(given)}."
+        )
+    return jnp.asarray(given, recorded.dtype)
