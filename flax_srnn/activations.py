@@ -276,7 +276,7 @@ def get(identifier: Any, *, argument: str = "activation") -> Activation:
         name, config = lookup.parse(identifier, argument)
         if isinstance(identifier, Mapping) and name in _LAYERS:
             config = {key: value for key, value in config.items() if key not in _LAYER_ARGUMENTS}
-            return lookup.build(_LAYERS[name], config, argument)
+            return lookup.build(_LAYERS, name, config, argument)
         if name in _NOT_RECURRENT:
             raise ValueError(f"`{argument}` cannot be {name!r} in a recurrent layer: {_NOT_RECURRENT[name]}.")
         function = lookup.find(_FUNCTIONS, name, argument)

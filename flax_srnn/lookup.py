@@ -62,17 +62,21 @@ def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapp
     return name, config
 
 
-def build(factory: Callable[..., T], config: Mapping[str, Any], argument: str) -> T:
-    """Calls `factory(**config)`. An unknown key is refused unless it holds None, which is Keras for "not given"."""
+def build(table: Mapping[str, Callable[..., T]], name: str, config: Mapping[str, Any], argument: str) -> T:
+    """Calls `table[name](**config)`. An unknown key is refused unless it holds None, which is Keras for "not given"."""
+    factory = find(table, name, argument)
     config = {key: _plain(value) for key, value in config.items()}
     parameters = inspect.signature(factory).parameters
     for key, value in config.items():
         if key not in parameters and value is not None:
             raise ValueError(
-                f"`{argument}`: {factory.__name__} has no argument {key!r} (here {value!r}).{_nearest(key, parameters)} "
+                f"`{argument}`: {name!r} has no argument {key!r} (here {value!r}).{_nearest(key, parameters)} "
                 f"Valid arguments: {', '.join(parameters) or 'none'}."
             )
-    return factory(**{key: value for key, value in config.items() if key in parameters})
+    try:
+        return factory(**{key: value for key, value in config.items() if key in parameters})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{argument}`: {name!r} cannot be made of {dict(config)!r}: {error}") from error
 
 
 def resolve(identifier: Any, table: Mapping[str, Callable[..., T]], argument: str) -> T | Callable[..., Any] | None:
@@ -81,7 +85,7 @@ def resolve(identifier: Any, table: Mapping[str, Callable[..., T]], argument: st
         return None
     if isinstance(identifier, (str, Mapping)):
         name, config = parse(identifier, argument)
-        return build(find(table, name, argument), config, argument)
+        return build(table, name, config, argument)
     if isinstance(identifier, type) and identifier in table.values():
         return identifier()
     if callable(identifier) and not isinstance(identifier, type):

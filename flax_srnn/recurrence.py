@@ -385,7 +385,7 @@ def _refuse_forward_mode(*_: Any) -> Any:
 _pushed_forward.def_impl(_refuse_forward_mode)
 _pushed_forward.def_abstract_eval(lambda tangent: tangent)
 ad.deflinear2(_pushed_forward, lambda cotangent, _: [cotangent])
-batching.primitive_batchers[_pushed_forward] = lambda args, dims: (_pushed_forward.bind(*args), dims[0])
+batching.primitive_batchers[_pushed_forward] = _refuse_forward_mode
 mlir.register_lowering(_pushed_forward, _refuse_forward_mode)
 
 
