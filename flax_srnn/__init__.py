@@ -6,8 +6,8 @@ from flax_srnn.cell import init_params as init_params
 from flax_srnn.layers import RNN as RNN
 from flax_srnn.layers import Bidirectional as Bidirectional
 from flax_srnn.layers import SimpleRNN as SimpleRNN
-from flax_srnn.layers import SimpleRNNCell as SimpleRNNCell
-from flax_srnn.layers import StackedRNNCells as StackedRNNCells
+from flax_srnn.linen_cells import SimpleRNNCell as SimpleRNNCell
+from flax_srnn.linen_cells import StackedRNNCells as StackedRNNCells
 from flax_srnn.optim import apply_constraints as apply_constraints
 from flax_srnn.optim import collect_constraints as collect_constraints
 from flax_srnn.optim import keep_constraints as keep_constraints

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax.core import meta
 
-from flax_srnn import layers, validation
+from flax_srnn import layers, linen_cells, validation
 
 
 def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
@@ -31,7 +31,7 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
-    return sum(jax.tree.leaves(variables.get(layers.PENALTIES, {})), jnp.zeros(()))
+    return sum(jax.tree.leaves(variables.get(linen_cells.PENALTIES, {})), jnp.zeros(()))
 
 
 def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
             found = module.constraints()
             if found:
                 node = tree
-                for name in module.scope.path:
+                for name in module.path:
                     node = node.setdefault(name, {})
                 node.update(found)
         return call(*args, **kwargs)
@@ -135,7 +135,7 @@ def keep_constraints(tree: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def _by_path(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    found = {}
+    found: dict[tuple[str, ...], Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             found |= _by_path(value, (*path, str(name)))

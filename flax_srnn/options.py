@@ -45,7 +45,7 @@ class CellOptions:
     def parameters(self, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
         """Initializer and shape of every parameter."""
         units = int(self.units)
-        table = {
+        table: dict[str, tuple[Any, tuple[int, ...]]] = {
             "kernel": (initializers.get(self.kernel_initializer), (in_features, units)),
             "recurrent_kernel": (initializers.get(self.recurrent_initializer), (units, units)),
         }
@@ -80,7 +80,7 @@ class CellOptions:
             return None
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32("/".join(path).encode()))
 
-    def masks(self, key: jax.Array | None, inputs: jax.Array, batch: tuple[int, ...]) -> dict[str, jax.Array | None]:
+    def masks(self, key: jax.Array | None, inputs: jax.Array, batch: tuple[int, ...]) -> dict[str, Any]:
         """Both dropout masks as arguments of `cell_step` and `simple_rnn`; none without a key."""
         if key is None:
             return {}

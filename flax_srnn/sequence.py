@@ -127,7 +127,7 @@ def simple_rnn(
         kernel=w.kernel.astype(loop_dtype),
         recurrent_kernel=w.recurrent_kernel.astype(loop_dtype),
         bias=None if w.bias is None else w.bias.astype(loop_dtype),
-        inputs=inputs.astype(loop_dtype).reshape(_order(steps, rows, time_major) + (in_features,)),
+        inputs=inputs.astype(loop_dtype).reshape((*_order(steps, rows, time_major), in_features)),
         initial_state=flat(initial, units),
         mask=flat(used, steps, to=bool),
         resets=flat(reset_flags, steps, to=bool),

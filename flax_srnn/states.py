@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta, unfreeze
+from flax.core import meta
 
 from flax_srnn import validation
 
@@ -74,7 +74,7 @@ def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:
         if not isinstance(states, Mapping) or set(states) != set(recorded):
             got = sorted(map(str, states)) if isinstance(states, Mapping) else validation.describe(states)
             raise ValueError(f"`states` must have the keys {sorted(recorded)} at {place}, got {got}.")
-        return {key: _given(recorded[key], states[key], (*path, str(key))) for key in unfreeze(recorded)}
+        return {key: _given(recorded[key], states[key], (*path, str(key))) for key in recorded}
     if isinstance(recorded, (tuple, list)):
         if not isinstance(states, (tuple, list)):
             raise ValueError(
