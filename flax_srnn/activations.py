@@ -102,7 +102,7 @@ def _relu_layer(max_value: float | None = None, negative_slope: float = 0.0, thr
 
 
 # The rules. Elementwise ones are f'(a)·g with f'(a) written in y. They are finite also where y is no output of f: at a masked
-# step y is the state that was carried there, and what the rule gives is multiplied by 0.
+# step y is the state that was carried there, and what the rule gives is thrown away.
 
 
 def _linear_rule(y: jax.Array, g: jax.Array) -> jax.Array:

@@ -56,6 +56,8 @@ def cell_step(
     [4.0, 5.0]
     """
     w = validation.weights(params)
+    function = activations.get(activation)
+    validation.precision(precision)
     x = validation.array("x", x)
     if x.ndim < 1:
         raise ValueError(f"`x` must have the shape (*batch, F), got {validation.describe(x)}.")
@@ -70,7 +72,9 @@ def cell_step(
     z = jnp.dot(x, w.kernel, precision=precision)
     if w.bias is not None:
         z = z + jnp.broadcast_to(w.bias, z.shape)
-    output = activations.get(activation)(z + jnp.dot(recurrent, w.recurrent_kernel, precision=precision))
+    z = z + jnp.dot(recurrent, w.recurrent_kernel, precision=precision)
+    output = function(z)
+    validation.activation(output, z.shape)
     return output, output
 
 
@@ -107,23 +111,25 @@ def init_params(
     >>> {name: p.shape for name, p in init_params(jax.random.key(0), 3, 4).items()}
     {'kernel': (3, 4), 'recurrent_kernel': (4, 4), 'bias': (4,)}
     """
+    validation.key("key", key)
     units = validation.units(units)
     number = validation.integer("in_features", in_features)
     if number is None:
         raise TypeError(f"`in_features` must be a positive integer, got {validation.describe(in_features)}.")
     in_features = validation.positive("in_features", number)
     validation.flag("use_bias", use_bias)
-    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "kernel": (kernel_initializer, (in_features, units)),
-        "recurrent_kernel": (recurrent_initializer, (units, units)),
+    validation.dtype("dtype", dtype)
+    table: dict[str, tuple[str, Any, tuple[int, ...]]] = {
+        "kernel": ("kernel_initializer", kernel_initializer, (in_features, units)),
+        "recurrent_kernel": ("recurrent_initializer", recurrent_initializer, (units, units)),
     }
     if use_bias:
-        shapes["bias"] = (bias_initializer, (units,))
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: initializers.get(initializer)(k, shape, dtype)
-        for k, (name, (initializer, shape)) in zip(keys, shapes.items(), strict=True)
-    }
+        table["bias"] = ("bias_initializer", bias_initializer, (units,))
+    params = {}
+    for k, (name, (argument, identifier, shape)) in zip(jax.random.split(key, len(table)), table.items(), strict=True):
+        make = validation.initializer(argument, initializers.get(identifier, argument=argument))
+        params[name] = make(k, shape, dtype)
+    return params
 
 
 def dropout_masks(
@@ -159,6 +165,10 @@ def dropout_masks(
     >>> masks[0] is None, sorted(set(masks[1].ravel().tolist()))
     (True, [0.0, 2.0])
     """
+    validation.key("key", key)
+    validation.shape("batch", batch)
+    validation.shape("(in_features, units)", (in_features, units))
+    validation.dtype("dtype", dtype)
     validation.rate("dropout", dropout)
     validation.rate("recurrent_dropout", recurrent_dropout)
 

@@ -433,7 +433,7 @@ def get(identifier: Any, *, argument: str = "initializer") -> Initializer:
     >>> get("he_normal"), get({"class_name": "RandomNormal", "config": {"stddev": 0.1, "seed": None}})
     (HeNormal(seed=None, input_axes=None, output_axes=None), RandomNormal(mean=0.0, stddev=0.1, seed=None))
     """
-    if isinstance(identifier, (jax.Array, np.ndarray, np.generic)):
+    if isinstance(identifier, (jax.Array, np.ndarray, np.number)):
         return Values(identifier)
     initializer = lookup.resolve(identifier, _TABLE, argument)
     return GlorotUniform() if initializer is None else initializer

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from flax_srnn import linen_cells, options, sequence, validation
+from flax_srnn import forward, linen_cells, options, validation
 from flax_srnn import states as _states
 from flax_srnn.linen_cells import SimpleRNNCell, StackedRNNCells
 
@@ -36,12 +34,7 @@ class _Layer(linen_cells.Checked):
           AttributeError: the layer is not stateful.
           ValueError: no state was recorded yet, so the batch size is unknown; `states` does not fit in count, shape or dtype.
         """
-        if not self.stateful:
-            raise AttributeError("Layer must be stateful: construct it with stateful=True to have recorded states.")
-        if states is None or isinstance(states, Mapping):
-            return _states.reset_states(variables, states)
-        states = (states,) if not isinstance(states, (list, tuple)) else tuple(states)
-        return _states.reset_states(variables, {_states.NAME: states})
+        return forward.reset(self, variables, states)
 
     @property
     def states(self) -> tuple[Any, ...] | None:
@@ -50,7 +43,7 @@ class _Layer(linen_cells.Checked):
             return None
         return self.get_variable(_states.COLLECTION, _states.NAME)
 
-    def _forward(
+    def _call(
         self,
         cells: list[Any],
         inputs: Any,
@@ -61,62 +54,32 @@ class _Layer(linen_cells.Checked):
         training: bool,
     ) -> Any:
         validation.flag("training", training)
-        x, batch, steps = validation.sequence(inputs, time_major=self.time_major)
-        used = sequence.used_steps(mask, seq_lengths, batch, steps)
-        reset_flags = validation.step_flags("resets", resets, batch, steps)
-        starts, recorded = self._starts(initial_state, len(cells), batch)
-        initials, finals = [], []
-        for number, (cell, start) in enumerate(zip(cells, starts, strict=True)):
-            last = number == len(cells) - 1
-            drive = cell.over_sequence if _is_simple(cell) else functools.partial(linen_cells.scan_cell, cell)
-            initial, final, x = drive(
-                x,
-                batch,
-                start,
-                training,
-                recorded=recorded,
-                mask=used,
-                resets=reset_flags,
-                go_backwards=self.go_backwards,
-                keep_order=self.keep_order or not last,
-                zero_output_for_mask=self.zero_output_for_mask and last,
-                unroll=self.unroll,
-                time_major=self.time_major,
-                implementation=self.implementation,
-                return_sequences=self.return_sequences or not last,
-                remat=self.remat,
-            )
-            initials.append(initial)
-            finals.append(final)
+        drives = [
+            functools.partial(cell.drive, training)
+            if _is_simple(cell)
+            else functools.partial(linen_cells.drive_any, cell, training)
+            for cell in cells
+        ]
+        recorded = self._recorded(given=initial_state is not None)
+        done = forward.layer(
+            self, drives, recorded, inputs, initial_state, mask, seq_lengths, resets, keep_order=self.keep_order
+        )
         if self.stateful and self.is_mutable_collection(_states.COLLECTION):
-            self.put_variable(_states.COLLECTION, _states.NAME, tuple(initials if self.is_initializing() else finals))
-        returned = (x, *finals) if self.return_state else x
-        self._sow_penalties({"activity_regularizer": self.activity_penalty(returned, batch)})
-        return returned
+            new = done.initial_states if self.is_initializing() else done.final_states
+            self.put_variable(_states.COLLECTION, _states.NAME, new)
+        self._sow_penalties({"activity_regularizer": done.activity_penalty})
+        return done.returned
 
-    def _starts(self, initial_state: Any, count: int, batch: tuple[int, ...]) -> tuple[Any, bool]:
-        """The state that each cell starts from (None: its initial state), and whether an earlier call recorded them."""
-        if initial_state is not None:
-            return (
-                (initial_state,) if count == 1 else validation.per_cell("initial_state", initial_state, count)
-            ), False
-        if not self.stateful or self.is_initializing():
-            return (None,) * count, False
-        recorded = self.states
-        if recorded is None:
-            if not self.is_mutable_collection(_states.COLLECTION):
-                raise ValueError(
-                    "This layer is stateful, but `variables` holds no recorded state: pass the variables that `init` returned, "
-                    "or apply it with mutable=['carry'] to begin with the initial state."
-                )
-            return (None,) * count, False
-        for leaf in jax.tree.leaves(recorded):
-            if leaf.shape[: len(batch)] != batch:
-                raise ValueError(
-                    f"`inputs` has the batch shape {batch}, but the recorded state has {leaf.shape[: len(batch)]}: a stateful "
-                    "layer keeps its batch size; begin anew with other variables, or pass `initial_state`."
-                )
-        return recorded, True
+    def _recorded(self, given: bool) -> tuple[Any, ...] | None:
+        """The states to go on from; None where there are none, or others are `given`."""
+        if given or not self.stateful or self.is_initializing():
+            return None
+        if self.states is None and not self.is_mutable_collection(_states.COLLECTION):
+            raise ValueError(
+                "This layer is stateful, but `variables` holds no recorded state: pass the variables that `init` returned, or "
+                "apply it with mutable=['carry'] to begin with the initial state."
+            )
+        return self.states
 
 
 def _is_simple(cell: Any) -> bool:
@@ -173,7 +136,7 @@ class SimpleRNN(linen_cells.SimpleCellModule, _Layer, options.SimpleRNNOptions):
         resets: Any = None,
         training: bool = False,
     ) -> Any:
-        return self._forward([self], inputs, initial_state, mask, seq_lengths, resets, training)
+        return self._call([self], inputs, initial_state, mask, seq_lengths, resets, training)
 
 
 class RNN(_Layer, options.RNNOptions):
@@ -203,7 +166,7 @@ class RNN(_Layer, options.RNNOptions):
     """
 
     def __post_init__(self) -> None:
-        linen_cells.check_cells("cell", self.cell, alone=True)
+        forward.check_cells("cell", self.cell, nn.RNNCellBase, "flax.linen", alone=True)
         super().__post_init__()
 
     def __call__(
@@ -217,7 +180,7 @@ class RNN(_Layer, options.RNNOptions):
         training: bool = False,
     ) -> Any:
         cells = linen_cells.bind(_listed(self.cell), self.scope)
-        return self._forward(cells, inputs, initial_state, mask, seq_lengths, resets, training)
+        return self._call(cells, inputs, initial_state, mask, seq_lengths, resets, training)
 
 
 class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
@@ -248,10 +211,7 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
     """
 
     def __post_init__(self) -> None:
-        for name in ("layer", "backward_layer"):
-            value = getattr(self, name)
-            if not isinstance(value, _Layer) and not (name == "backward_layer" and value is None):
-                raise TypeError(f"`{name}` must be a SimpleRNN or RNN layer, got {validation.describe(value)}.")
+        forward.check_layers(self, _Layer)
         if self.backward_layer is not None:
             options.check_directions(self.layer, self.backward_layer)
         super().__post_init__()
@@ -260,7 +220,19 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
     def stateful(self) -> bool:
         return self.layer.stateful
 
-    reset_states = _Layer.reset_states
+    @nn.nowrap
+    def reset_states(self, variables: Mapping[str, Any], states: Any = None) -> dict[str, Any]:
+        """As of `SimpleRNN`; a list holds the states of the forward layer, then of the backward layer."""
+        if self.stateful and isinstance(states, (list, tuple)):
+            forward_count, backward_count = map(_count, self._layers())
+            both = validation.per_cell("states", states, forward_count + backward_count)
+            halves = (tuple(both[:forward_count]), tuple(both[forward_count:]))
+            states = {name: {_states.NAME: half} for name, half in zip(_DIRECTIONS, halves, strict=True)}
+        return forward.reset(self, variables, states)
+
+    @nn.nowrap
+    def _layers(self) -> tuple[Any, Any]:
+        return self.layer, self.backward_layer or self.layer.clone(go_backwards=not self.layer.go_backwards)
 
     def __call__(
         self,
@@ -272,35 +244,20 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
         resets: Any = None,
         training: bool = False,
     ) -> Any:
-        layers = (self.layer, self.backward_layer or self.layer.clone(go_backwards=not self.layer.go_backwards))
-        counts = [len(_listed(layer.cell)) if isinstance(layer, RNN) else 1 for layer in layers]
-        given: list[Any] = [None, None]
-        if initial_state is not None:
-            both = validation.per_cell("initial_state", initial_state, sum(counts))
-            given = [list(both[: counts[0]]), list(both[counts[0] :])]
-        inputs, batch, steps = validation.sequence(inputs, time_major=self.layer.time_major)
-        starts = validation.step_flags("resets", resets, batch, steps)
-        outputs: list[jax.Array] = []
-        finals: list[Any] = []
-        for layer, name, state in zip(layers, ("forward_layer", "backward_layer"), given, strict=True):
-            bound = linen_cells.below(self.scope, name, layer.clone(keep_order=True))
-            returned = bound(
-                inputs,
-                initial_state=state,
-                mask=mask,
-                seq_lengths=seq_lengths,
-                resets=sequence.segment_ends(starts) if layer.go_backwards else starts,
-                training=training,
-            )
-            output, *states = returned if layer.return_state else (returned,)
-            outputs.append(output)
-            finals.extend(states)
-        if self.layer.return_sequences and self.layer.go_backwards and not self.layer.keep_order:
-            # Keras returns the order in which the forward layer went.
-            outputs = [jnp.flip(output, 0 if self.layer.time_major else len(batch)) for output in outputs]
-        merged = options.merge(self.merge_mode, *outputs)
-        returned = (*merged, *finals)
-        return returned if len(returned) > 1 else returned[0]
+        layers = self._layers()
+        calls = [
+            functools.partial(linen_cells.below(self.scope, name, layer.clone(keep_order=True)), training=training)
+            for name, layer in zip(_DIRECTIONS, layers, strict=True)
+        ]
+        counts = [_count(layer) for layer in layers]
+        return forward.bidirectional(self, layers, counts, calls, inputs, initial_state, mask, seq_lengths, resets)
+
+
+_DIRECTIONS = ("forward_layer", "backward_layer")
+
+
+def _count(layer: Any) -> int:
+    return len(_listed(layer.cell)) if isinstance(layer, RNN) else 1
 
 
 def _listed(cell: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import DenyList, meta
 
-from flax_srnn import options, sequence, validation
-from flax_srnn.cell import cell_step
+from flax_srnn import forward, options, validation
 
 PENALTIES = "losses"
 
@@ -55,12 +53,13 @@ class SimpleCellModule(Checked):
 
     def _parameter(self, name: str, initializer: Any, shape: tuple[int, ...]) -> jax.Array:
         if self.has_variable("params", name):
-            found = meta.unbox(self.get_variable("params", name))
-            if jnp.shape(found) != shape:
+            found = validation.array(f"params['{name}']", meta.unbox(self.get_variable("params", name)))
+            if name == "kernel" and found.shape[1:] == shape[1:] and found.shape != shape:
                 raise ValueError(
-                    f"The parameter `{name}` has the shape {jnp.shape(found)}, but these inputs and `units` need {shape}: "
-                    "`inputs` must have the number of features that the layer was initialised with."
+                    f"`inputs` must have {found.shape[0]} features (F, the last dimension), as when the variables were made, "
+                    f"got {shape[0]}."
                 )
+            validation.shaped(f"params['{name}']", found, shape, "of this layer's")
         elif not self.is_initializing():
             raise ValueError(
                 f"`variables` has no parameter '{name}' at {'/'.join(self.path) or 'the top'} in the collection 'params': "
@@ -68,40 +67,23 @@ class SimpleCellModule(Checked):
             )
         return self.param(name, initializer, shape, self.param_dtype)
 
-    def _masks(self, inputs: jax.Array, batch: tuple[int, ...], training: bool) -> dict[str, Any]:
+    def _key(self, training: bool) -> jax.Array | None:
+        """The key for this call's dropout masks, if it draws any: from the RNG stream "dropout", else from `seed`."""
+        validation.flag("training", training)
         if not self.drops(training):
-            return {}
+            return None
         seeded = None if self.has_rng("dropout") else self.seed_key(self.path)
-        return self.masks(self.make_rng("dropout") if seeded is None else seeded, inputs, batch)
+        return self.make_rng("dropout") if seeded is None else seeded
 
-    def _cast(self, x: Any) -> Any:
-        return x if self.dtype is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), x)
-
-    def over_sequence(
-        self, inputs: jax.Array, batch: tuple[int, ...], start: Any, training: bool, *, recorded: bool, **arguments: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`simple_rnn` with this module's parameters and options: (initial state, final state, outputs).
-
-        `start` is the state given or `recorded` by an earlier call, or None; resets go back to a given state, never to a
-        recorded one.
-        """
-        params = self.declare(inputs.shape[-1])
+    def _penalised(self, in_features: int) -> dict[str, jax.Array]:
+        params = self.declare(in_features)
         self._sow_penalties(self.penalties(params))
-        params, inputs = self._cast(params), self._cast(inputs)
-        zeros = jnp.zeros((int(self.units),), params["kernel"].dtype)
-        initial = jnp.broadcast_to(params.get("initial_state", zeros), (*batch, int(self.units)))
-        if recorded and arguments["resets"] is not None:
-            arguments["reset_state"] = initial
-        final, outputs = sequence.simple_rnn(
-            params,
-            inputs,
-            initial_state=None if start is None else self._cast(validation.single_state(start)),
-            activation=self.activation,
-            precision=self.precision,
-            **self._masks(inputs, batch, training),
-            **arguments,
-        )
-        return initial.astype(final.dtype), final, outputs
+        return params
+
+    def drive(self, training: bool, x: jax.Array, *args: Any, **arguments: Any) -> tuple[Any, Any, jax.Array]:
+        """This module over a sequence, see `forward.Drive`."""
+        own: Any = self  # its options come from a sibling base
+        return forward.simple_drive(own, self._penalised(x.shape[-1]), self._key(training), x, *args, **arguments)
 
 
 class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
@@ -137,29 +119,13 @@ class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
 
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[jax.Array, jax.Array]:
         """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t)."""
-        validation.flag("training", training)
-        x = validation.array("inputs", inputs)
-        if x.ndim < 1:
-            raise ValueError(f"`inputs` must have the shape (*batch, F), got {validation.describe(x)}.")
-        params = self.declare(x.shape[-1])
-        self._sow_penalties(self.penalties(params))
-        state = validation.shaped(
-            "carry", validation.single_state(carry), (*x.shape[:-1], int(self.units)), "(*batch, U)"
-        )
-        x, state = self._cast(x), self._cast(state)
-        return cell_step(
-            self._cast(params),
-            state,
-            x,
-            activation=self.activation,
-            precision=self.precision,
-            **self._masks(x, x.shape[:-1], training),
-        )
+        x = forward.step_inputs(inputs)
+        return forward.step(self, self._penalised(x.shape[-1]), carry, x, self._key(training))
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
         """Zeros (*batch, U) for inputs of `input_shape` (*batch, F)."""
-        return jnp.zeros((*input_shape[:-1], int(self.units)), self.param_dtype if self.dtype is None else self.dtype)
+        return forward.zero_carry(self, input_shape)
 
     @property
     def num_feature_axes(self) -> int:
@@ -187,31 +153,24 @@ class StackedRNNCells(nn.RNNCellBase):
     cells: Any
 
     def __post_init__(self) -> None:
-        check_cells("cells", self.cells, alone=False)
+        forward.check_cells("cells", self.cells, nn.RNNCellBase, "flax.linen", alone=False)
+        object.__setattr__(self, "cells", tuple(self.cells))
         super().__post_init__()
 
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[tuple[Any, ...], jax.Array]:
         """(one state a cell, x_t (*batch, F)) -> (the new states, the last cell's output)."""
-        output, new = inputs, []
-        for cell, state in zip(
-            bind(self.cells, self.scope), validation.per_cell("carry", carry, len(self.cells)), strict=True
-        ):
-            keywords = {"training": training} if _accepts_training(cell) else {}
-            state, output = cell(state, output, **keywords)
-            new.append(state)
-        return tuple(new), output
+        cells = bind(self.cells, self.scope)
+        steps = [functools.partial(cell, **forward.training_keyword(cell, training)) for cell in cells]
+        return forward.stacked_step(steps, carry, inputs)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
         """One initial state a cell for inputs of `input_shape` (*batch, F)."""
         carry = []
         for cell, key in zip(self.cells, jax.random.split(rng, len(self.cells)), strict=True):
-            unbound = cell.clone(parent=None)
-            state = unbound.initialize_carry(key, input_shape)
+            state = cell.initialize_carry(key, input_shape)
             carry.append(state)
-            x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
-            (_, output), _ = jax.eval_shape(functools.partial(unbound.init_with_output, key), state, x)
-            input_shape = output.shape
+            input_shape = _step_output(cell, state, jax.ShapeDtypeStruct(input_shape, jnp.float32)).shape
         return tuple(carry)
 
     @property
@@ -219,95 +178,35 @@ class StackedRNNCells(nn.RNNCellBase):
         return 1
 
 
-def scan_cell(
-    cell: nn.RNNCellBase,
-    x: jax.Array,
-    batch: tuple[int, ...],
-    start: Any,
-    training: bool,
-    *,
-    recorded: bool,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    go_backwards: bool,
-    keep_order: bool,
-    zero_output_for_mask: bool,
-    unroll: bool | int,
-    time_major: bool,
-    implementation: str | None,
-    return_sequences: bool,
-    remat: bool | None,
+def drive_any(
+    cell: nn.RNNCellBase, training: bool, x: jax.Array, batch: tuple[int, ...], start: Any, **arguments: Any
 ) -> tuple[Any, Any, jax.Array]:
-    """Any Flax cell over a sequence: (initial state, final state, outputs). Differentiated by JAX, in every mode."""
-    if implementation not in (None, "autodiff") or remat:
-        asked = f"implementation={implementation!r}" if implementation else "remat=True"
-        raise ValueError(
-            f"`{asked.split('=')[0]}`: {asked} is for SimpleRNNCell; a {type(cell).__name__} is driven by the plain scan: leave it None."
-        )
-    time = 0 if time_major else len(batch)
-    steps = x.shape[time]
+    """Any Flax cell over a sequence, see `forward.Drive`."""
+    keywords: dict[str, Any] = forward.training_keyword(cell, training)
     initial = cell.initialize_carry(jax.random.key(0), (*batch, x.shape[-1]))
-    state = initial if start is None else _like_state(start, initial)
-    keywords: dict[str, Any] = {"training": training} if _accepts_training(cell) else {}
-    # The width of the output is known only from the cell itself.
-    key, now = jax.random.key(0), jax.ShapeDtypeStruct((*batch, x.shape[-1]), x.dtype)
-    unbound = cell.clone(parent=None)
-    (_, output), _ = jax.eval_shape(
-        lambda x: unbound.init_with_output({"params": key, "dropout": key}, initial, x, **keywords), now
-    )
-    held = jnp.zeros(output.shape, output.dtype)
+    output = _step_output(cell, initial, jax.ShapeDtypeStruct((*batch, x.shape[-1]), x.dtype), **keywords)
 
-    def body(cell: nn.RNNCellBase, carry: Any, now: Any) -> Any:
-        step = functools.partial(cell, **keywords)
-        return sequence.any_cell_body(step, initial if recorded else state, zero_output_for_mask)(carry, now)
-
-    scan = nn.scan(
-        body,
-        # Everything is read alike at every step, and dropout masks stay the same; what steps would sow stays inside.
-        variable_broadcast=DenyList(("intermediates", PENALTIES)),
-        split_rngs={"params": False, "dropout": False},
-        in_axes=((time, len(batch), len(batch)),),
-        out_axes=time,
-        reverse=bool(go_backwards),
-        unroll=max(1, steps) if unroll is True else max(1, int(unroll)),
-        length=steps,
-    )
-    (final, held), outputs = scan(cell, (state, held), (x, mask, resets))
-    if not return_sequences:
-        shown = held
-        if zero_output_for_mask and mask is not None and steps:
-            shown = jnp.where(mask[..., 0 if go_backwards else -1, None], held, jnp.zeros_like(held))
-        return initial, final, shown
-    return initial, final, jnp.flip(outputs, time) if go_backwards and not keep_order else outputs
-
-
-def _like_state(given: Any, initial: Any) -> Any:
-    """The state given for a cell, in the structure, shapes and dtypes of its initial state."""
-    structure: Any = jax.tree.structure(initial)
-    if jax.tree.structure(given) != structure and isinstance(given, (list, tuple)) and len(given) == 1:
-        given = given[0]
-    if isinstance(given, list):
-        given = tuple(given)
-    if jax.tree.structure(given) != structure:
-        raise ValueError(
-            f"`initial_state` must have the structure of the cell's state, {structure}, got {jax.tree.structure(given)}."
+    def scan(wrap: Any, carry: Any, xs: Any, axes: Any, **options: Any) -> Any:
+        lifted = nn.scan(
+            lambda cell, carry, now: wrap(functools.partial(cell, **keywords))(carry, now),
+            # Everything is read alike at every step, and dropout masks stay the same; what steps would sow stays inside.
+            variable_broadcast=DenyList(("intermediates", PENALTIES)),
+            split_rngs={"params": False, "dropout": False},
+            in_axes=(axes,),
+            out_axes=axes[0],
+            **options,
         )
-    return jax.tree.map(
-        lambda g, i: validation.shaped("initial_state", g, i.shape, "the cell's state").astype(i.dtype), given, initial
-    )
+        return lifted(cell, carry, xs)
+
+    return forward.any_drive(type(cell).__name__, initial, output, scan, x, batch, start, **arguments)
 
 
-def _accepts_training(cell: nn.RNNCellBase) -> bool:
-    return "training" in inspect.signature(type(cell).__call__).parameters
-
-
-def check_cells(name: str, cells: Any, *, alone: bool) -> None:
-    listed = cells if isinstance(cells, (list, tuple)) else [cells] if alone else None
-    if listed is None or not all(isinstance(cell, nn.RNNCellBase) for cell in listed):
-        expected = "a flax.linen.RNNCellBase or a list of them" if alone else "a list of flax.linen.RNNCellBase"
-        raise TypeError(f"`{name}` must be {expected}, got {validation.describe(cells)}.")
-    if not listed:
-        raise ValueError(f"`{name}` must hold at least one cell, got an empty list.")
+def _step_output(cell: nn.RNNCellBase, carry: Any, x: jax.ShapeDtypeStruct, **keywords: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a cell's output, which only the cell itself knows."""
+    key = jax.random.key(0)
+    make = functools.partial(cell.clone(parent=None).init_with_output, {"params": key, "dropout": key}, **keywords)
+    (_, output), _ = jax.eval_shape(make, carry, x)
+    return output
 
 
 def bind(cells: Any, scope: Any) -> list[Any]:

@@ -113,8 +113,9 @@ def not_understood(identifier: Any, argument: str) -> ValueError:
 
 def number(name: str, value: Any, *, at_least: float = -math.inf, at_most: float = math.inf) -> float:
     """Returns a constructor's argument as a float; it must be finite and within the bounds."""
-    bounds = [f"at least {at_least:g}"] * (at_least > -math.inf) + [f"at most {at_most:g}"] * (at_most < math.inf)
-    expected = f"`{name}` must be a finite number{' of ' * bool(bounds)}{' and '.join(bounds)}"
+    limits = (("at least", at_least), ("at most", at_most))
+    bounds = " and ".join(f"{words} {limit:g}" for words, limit in limits if math.isfinite(limit))
+    expected = f"`{name}` must be a finite number" + (f" of {bounds}" if bounds else "")
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
         raise TypeError(f"{expected}, got {describe(value)}.")

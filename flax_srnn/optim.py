@@ -31,7 +31,8 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
-    return sum(jax.tree.leaves(variables.get(linen_cells.PENALTIES, {})), jnp.zeros(()))
+    penalties = jax.tree.leaves(variables.get(linen_cells.PENALTIES, {}))
+    return sum((validation.shaped("variables['losses']", p, (), "()") for p in penalties), jnp.zeros(()))
 
 
 def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -76,8 +77,8 @@ def apply_constraints(params: Any, tree: Mapping[str, Any]) -> Any:
       tree: from `collect_constraints`, or nested dicts of your own with callables w -> w at the parameters' places.
 
     Raises:
-      TypeError: `tree` is no mapping.
-      ValueError: `tree` names a parameter that is not in `params`.
+      TypeError: `tree` is no mapping of callables.
+      ValueError: `tree` names a parameter that is not in `params`, or a constraint changes a shape.
 
     >>> from flax_srnn.constraints import NonNeg
     >>> apply_constraints({"kernel": jnp.array([-1.0, 2.0])}, {"kernel": NonNeg()})["kernel"].tolist()
@@ -88,8 +89,18 @@ def apply_constraints(params: Any, tree: Mapping[str, Any]) -> Any:
     constraints = _by_path(tree)
 
     def project(path: Any, box: Any) -> Any:
-        constraint = constraints.pop(tuple(_name(key) for key in path), None)
-        return box if constraint is None else meta.replace_boxed(box, constraint(meta.unbox(box)))
+        place = tuple(_name(key) for key in path)
+        constraint = constraints.pop(place, None)
+        if constraint is None:
+            return box
+        w = meta.unbox(box)
+        projected = constraint(w)
+        if projected is None or jnp.shape(projected) != jnp.shape(w):
+            raise ValueError(
+                f"`tree`: the constraint of {'/'.join(place)} must keep the shape {jnp.shape(w)}, got "
+                f"{validation.describe(projected)}."
+            )
+        return meta.replace_boxed(box, projected)
 
     projected = jax.tree_util.tree_map_with_path(project, params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
     if constraints:
@@ -110,8 +121,9 @@ def keep_constraints(tree: Mapping[str, Any]) -> optax.GradientTransformation:
       tree: from `collect_constraints`.
 
     Raises:
-      TypeError: `tree` is no mapping.
-      ValueError: `update` was called without `params`, or `tree` names a parameter that is not there.
+      TypeError: `tree` is no mapping of callables.
+      ValueError: `update` was called without `params` or with others than the updates', or `tree` names a parameter that
+        is not there.
 
     Source: Keras `Optimizer.apply_gradients`; `optax.keep_params_nonnegative` is the same idea for one constraint.
 
@@ -125,9 +137,18 @@ def keep_constraints(tree: Mapping[str, Any]) -> optax.GradientTransformation:
     if not isinstance(tree, Mapping):
         raise TypeError(f"`tree` must be a mapping from `collect_constraints`, got {validation.describe(tree)}.")
 
+    _by_path(tree)
+
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
         if params is None:
-            raise ValueError("`params` must be passed to `update`: keep_constraints projects the updated parameters.")
+            raise ValueError(
+                "`params` must be passed to `update`, got None: keep_constraints projects the updated parameters."
+            )
+        expected: Any = jax.tree.structure(updates)
+        if jax.tree.structure(params) != expected:
+            raise ValueError(
+                f"`params` must have the structure of `updates`, {expected}, got {jax.tree.structure(params)}."
+            )
         projected = apply_constraints(optax.apply_updates(params, updates), tree)
         return jax.tree.map(lambda new, old: new - old, projected, params), state
 
@@ -135,12 +156,19 @@ def keep_constraints(tree: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def _by_path(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The constraint of every parameter, by its place."""
     found: dict[tuple[str, ...], Any] = {}
     for name, value in tree.items():
+        place = (*path, str(name))
         if isinstance(value, Mapping):
-            found |= _by_path(value, (*path, str(name)))
+            found |= _by_path(value, place)
+        elif callable(value):
+            found[place] = value
         elif value is not None:
-            found[(*path, str(name))] = value
+            raise TypeError(
+                f"`tree` must hold callables w -> w, got {validation.describe(value)} at {'/'.join(place)}: "
+                "flax_srnn.constraints.get makes one of a name."
+            )
     return found
 
 

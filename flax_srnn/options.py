@@ -7,6 +7,8 @@ fields is Keras's order of arguments. `check` rejects a bad option when a layer 
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
 from flax_srnn import activations, cell, constraints, initializers, regularizers, validation
@@ -46,12 +49,15 @@ class CellOptions:
         """Initializer and shape of every parameter."""
         units = int(self.units)
         table: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "kernel": (initializers.get(self.kernel_initializer), (in_features, units)),
-            "recurrent_kernel": (initializers.get(self.recurrent_initializer), (units, units)),
+            "kernel": (self._initializer("kernel_initializer"), (in_features, units)),
+            "recurrent_kernel": (self._initializer("recurrent_initializer"), (units, units)),
         }
         if self.use_bias:
-            table["bias"] = (initializers.get(self.bias_initializer), (units,))
+            table["bias"] = (self._initializer("bias_initializer"), (units,))
         return table
+
+    def _initializer(self, argument: str) -> Any:
+        return validation.initializer(argument, initializers.get(getattr(self, argument), argument=argument))
 
     def penalties(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The penalties on the weights, under the names of the arguments that ask for them."""
@@ -60,7 +66,9 @@ class CellOptions:
         for prefix, parameter in owners.items():
             regularizer = regularizers.get(getattr(self, f"{prefix}_regularizer"))
             if regularizer is not None and parameter in params:
-                found[f"{prefix}_regularizer"] = regularizer(params[parameter])
+                found[f"{prefix}_regularizer"] = validation.scalar(
+                    f"{prefix}_regularizer", regularizer(params[parameter])
+                )
         return found
 
     def constraints(self) -> dict[str, Any]:
@@ -115,7 +123,8 @@ class ActivityOption:
         regularizer = regularizers.get(self.activity_regularizer)
         if regularizer is None:
             return None
-        return sum((regularizer(x) for x in jax.tree.leaves(returned)), jnp.zeros(())) / max(1, int(np.prod(batch)))
+        penalties = (validation.scalar("activity_regularizer", regularizer(x)) for x in jax.tree.leaves(returned))
+        return sum(penalties, jnp.zeros(())) / max(math.prod(batch), 1)
 
 
 @dataclasses.dataclass
@@ -155,7 +164,7 @@ class SimpleRNNOptions(LayoutOptions, InitialStateOption, SequenceOptions, Activ
         """Initializer and shape of every parameter, a learned initial state among them."""
         table = super().parameters(in_features)
         if self.initial_state_initializer is not None:
-            table["initial_state"] = (initializers.get(self.initial_state_initializer), (int(self.units),))
+            table["initial_state"] = (self._initializer("initial_state_initializer"), (int(self.units),))
         return table
 
 
@@ -194,10 +203,11 @@ def check(options: Any) -> None:
         activations.get(options.activation)
         validation.rate("dropout", options.dropout)
         validation.rate("recurrent_dropout", options.recurrent_dropout)
-        if options.seed is not None and validation.integer("seed", options.seed) is None:
-            raise TypeError(f"`seed` must be an integer or None, got {validation.describe(options.seed)}.")
-        for name in ("dtype", "param_dtype"):
-            _check_dtype(name, getattr(options, name))
+        validation.seed(options.seed)
+        if options.dtype is not None:
+            validation.dtype("dtype", options.dtype)
+        validation.dtype("param_dtype", options.param_dtype)
+        validation.precision(options.precision)
     for suffix, module in (("initializer", initializers), ("regularizer", regularizers), ("constraint", constraints)):
         for name in sorted(fields):
             if name.endswith(suffix) and getattr(options, name) is not None:
@@ -208,17 +218,30 @@ def check(options: Any) -> None:
         validation.implementation(options.implementation)
     if "remat" in fields and options.remat is not None:
         validation.flag("remat", options.remat)
-    if "merge_mode" in fields and options.merge_mode not in MERGE_MODES:
-        raise ValueError(f"`merge_mode` must be one of {MERGE_MODES}, got {options.merge_mode!r}.")
+    if "merge_mode" in fields:
+        mode = options.merge_mode
+        if not (mode is None or (isinstance(mode, str) and mode in MERGE_MODES)):
+            raise ValueError(f"`merge_mode` must be one of {MERGE_MODES}, got {validation.describe(mode)}.")
 
 
 def hashable(options: Any) -> dict[str, Any]:
-    """The options given as arrays, in the form that can be hashed and compared."""
-    return {
-        field.name: initializers.get(getattr(options, field.name))
-        for field in dataclasses.fields(options)
-        if field.name.endswith("initializer") and isinstance(getattr(options, field.name), (jax.Array, np.ndarray))
-    }
+    """The options that cannot be hashed and compared as they were given, in a form that can."""
+    changed = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, (jax.Array, np.ndarray)):
+            integer = field.name in ("units", "unroll", "seed")
+            changed[field.name] = operator.index(value) if integer else initializers.get(value)
+        elif isinstance(value, (Mapping, list)):
+            changed[field.name] = _frozen(value)
+    return changed
+
+
+def _frozen(value: Any) -> Any:
+    """A Keras configuration, or a list of cells, without anything that could be changed."""
+    if isinstance(value, Mapping):
+        return FrozenDict({key: _frozen(inner) for key, inner in value.items()})
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def check_directions(forward: Any, backward: Any) -> None:
@@ -238,6 +261,11 @@ def check_directions(forward: Any, backward: Any) -> None:
 
 def merge(mode: str | None, forward: jax.Array, backward: jax.Array) -> tuple[jax.Array, ...]:
     """The outputs of both directions as `Bidirectional` returns them: one array, or both for mode None."""
+    if mode in ("sum", "ave", "mul") and forward.shape != backward.shape:
+        raise ValueError(
+            f"`merge_mode`: {mode!r} needs outputs of one shape, got {forward.shape} from `layer` and {backward.shape} from "
+            "`backward_layer`; nothing is broadcast."
+        )
     if mode == "concat":
         return (jnp.concatenate([forward, backward], -1),)
     if mode == "sum":
@@ -247,14 +275,3 @@ def merge(mode: str | None, forward: jax.Array, backward: jax.Array) -> tuple[ja
     if mode == "mul":
         return (forward * backward,)
     return forward, backward
-
-
-def _check_dtype(name: str, dtype: Any) -> None:
-    if dtype is None and name == "dtype":
-        return
-    try:
-        floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError as error:
-        raise TypeError(f"`{name}` must be a floating-point dtype, got {validation.describe(dtype)}.") from error
-    if not floating:
-        raise ValueError(f"`{name}` must be a floating-point dtype, got {validation.describe(dtype)}.")

@@ -92,6 +92,7 @@ def simple_rnn(
         validation.flag(name, value)
     validation.unroll(unroll)
     validation.implementation(implementation)
+    validation.precision(precision)
     function = activations.get(activation)
     inputs, batch, steps = validation.sequence(inputs, time_major=time_major)
     in_features, units = w.kernel.shape
@@ -117,6 +118,9 @@ def simple_rnn(
     if initial is None:
         initial = jnp.zeros((units,), loop_dtype) if w.initial_state is None else w.initial_state
         initial = jnp.broadcast_to(initial, (*batch, units))
+    if callable(activation):
+        example = jax.ShapeDtypeStruct((*batch, units), loop_dtype)
+        validation.activation(jax.eval_shape(function, example), example.shape, example.dtype)
     rows = math.prod(batch)
 
     def flat(x: Any, *rest: int, to: Any = loop_dtype) -> Any:

@@ -44,13 +44,15 @@ def reset_states(variables: Mapping[str, Any], states: Any = None) -> dict[str, 
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
-    if not variables.get(COLLECTION):
+    recorded = variables.get(COLLECTION)
+    if not isinstance(recorded, Mapping | None):
+        raise ValueError(f"`variables['carry']` must be a mapping of states, got {validation.describe(recorded)}.")
+    if not recorded:
         raise ValueError(
             "`variables` has no collection 'carry', got the collections "
             f"{sorted(map(str, variables))}. If a RNN is stateful, it needs to know its batch size: initialise it, or apply it "
             "once with mutable=['carry'], and pass those variables."
         )
-    recorded = variables[COLLECTION]
     new = _initial(recorded, variables.get("params", {})) if states is None else _given(recorded, states, ())
     return {**variables, COLLECTION: new}
 
@@ -87,7 +89,10 @@ def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:
         return type(recorded)(
             _given(r, s, (*path, str(i))) for i, (r, s) in enumerate(zip(recorded, states, strict=True))
         )
-    given = states if isinstance(states, jax.Array) else np.asarray(states)
+    try:
+        given = states if isinstance(states, jax.Array) else np.asarray(states)
+    except ValueError as error:
+        raise ValueError(f"`states` must hold arrays at {place}, got {validation.describe(states)}.") from error
     if not (jnp.issubdtype(given.dtype, jnp.floating) or jnp.issubdtype(given.dtype, jnp.integer)):
         raise ValueError(f"`states` must hold real numbers at {place}, got {validation.describe(given)}.")
     if given.shape != recorded.shape:

@@ -6,15 +6,18 @@ checked while tracing, values (the range of `seq_lengths`) only where they are c
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
+from jax import export
+from jax.typing import DTypeLike
 
 IMPLEMENTATIONS = ("scan", "autodiff")
 
@@ -30,9 +33,9 @@ class Weights(NamedTuple):
 
 def describe(value: Any) -> str:
     """What arrived, in a few words: the shape and dtype of an array, else its repr."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
@@ -46,7 +49,7 @@ def array(name: str, value: Any) -> jax.Array:
         raise TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.")
     try:
         result = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.") from error
     if jnp.issubdtype(result.dtype, jnp.complexfloating):
         raise TypeError(f"`{name}` must be real-valued, got {describe(result)}.")
@@ -135,8 +138,10 @@ def lengths(value: Any, batch: tuple[int, ...], steps: int) -> jax.Array | None:
         raise TypeError(f"`seq_lengths` must hold integers, got {describe(result)}.")
     if result.shape != batch:
         raise ValueError(f"`seq_lengths` must have the shape (*batch,) = {batch}, got {describe(result)}.")
-    if not isinstance(result, jax.core.Tracer):
-        values = np.asarray(result)
+    # As given, where that is NumPy: JAX cuts 64-bit integers to 32 bits.
+    known = value if isinstance(value, np.ndarray) else result
+    if not isinstance(known, jax.core.Tracer):
+        values = np.asarray(known)
         if values.size and (values.min() < 0 or values.max() > steps):
             raise ValueError(
                 f"`seq_lengths` must lie between 0 and the number of steps T = {steps}, got values from {values.min()} to "
@@ -145,10 +150,10 @@ def lengths(value: Any, batch: tuple[int, ...], steps: int) -> jax.Array | None:
     return result
 
 
-def single_state(value: Any) -> Any:
+def single_state(value: Any, name: str = "initial_state") -> Any:
     """The one state in Keras's list or tuple of states; anything else as it is."""
     if isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float))):
-        return per_cell("initial_state", value, 1)[0]
+        return per_cell(name, value, 1)[0]
     return value
 
 
@@ -158,12 +163,39 @@ def per_cell(name: str, states: Any, count: int) -> Sequence[Any]:
         raise TypeError(f"`{name}` must be a list or tuple of {count} states, one a cell, got {describe(states)}.")
     if len(states) != count:
         raise ValueError(f"`{name}` must hold {count} state{'s' * (count != 1)}, one a cell, got {len(states)}.")
+    if any(state is None for state in states):
+        raise TypeError(f"`{name}` must hold a state for every cell, got {describe(states)}.")
     return states
 
 
+def recorded(states: Any, count: int, batch: tuple[int, ...]) -> None:
+    """The states that a stateful layer recorded: one for each of `count` cells, of the batch that comes now."""
+    for leaf in jax.tree.leaves(per_cell("variables['carry']['states']", states, count)):
+        if leaf.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"`inputs` has the batch shape {batch}, but the recorded state is {describe(leaf)}: a stateful layer keeps its "
+                "batch; begin anew, or pass `initial_state`."
+            )
+
+
+def like(name: str, value: Any, example: Any) -> Any:
+    """A cell's state in the structure, shapes and dtypes of `example`; Keras's list of one state is that state."""
+    structure: Any = jax.tree.structure(example)
+    if jax.tree.structure(value) != structure and isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        value = tuple(value)
+    if jax.tree.structure(value) != structure:
+        raise ValueError(
+            f"`{name}` must be like the cell's state, arrays of the shapes {jax.tree.map(jnp.shape, example)}, got "
+            f"{describe(value)}."
+        )
+    return jax.tree.map(lambda v, e: shaped(name, v, e.shape, "of the cell's state").astype(e.dtype), value, example)
+
+
 def implementation(value: Any) -> None:
-    if value is not None and value not in IMPLEMENTATIONS:
-        raise ValueError(f"`implementation` must be None or one of {IMPLEMENTATIONS}, got {value!r}.")
+    if value is not None and not (isinstance(value, str) and value in IMPLEMENTATIONS):
+        raise ValueError(f"`implementation` must be None or one of {IMPLEMENTATIONS}, got {describe(value)}.")
 
 
 def flag(name: str, value: Any) -> None:
@@ -192,9 +224,100 @@ def units(value: Any) -> int:
 
 
 def positive(name: str, number: int) -> int:
-    if number <= 0:
-        raise ValueError(f"Received an invalid value for argument `{name}`, expected a positive integer, got {number}.")
+    if not 0 < number < 2**31:
+        expected = "a positive integer" if number <= 0 else "at most 2**31 - 1"
+        raise ValueError(f"Received an invalid value for argument `{name}`, expected {expected}, got {number}.")
     return number
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """A shape: integers from 0, or the symbolic ones of `jax.export`."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"`{name}` must be a tuple of integers, got {describe(value)}.")
+    for size in value:
+        if export.is_symbolic_dim(size):
+            continue
+        number = integer(name, size)
+        if number is None:
+            raise TypeError(f"`{name}` must be a tuple of integers, got {describe(value)}.")
+        if number < 0:
+            raise ValueError(f"`{name}` must not have negative entries, got {describe(value)}.")
+    return tuple(value)
+
+
+def key(name: str, value: Any) -> None:
+    """One `jax.random` key, typed or as an array of uint32."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and not (dtype == jnp.uint32 and len(shape or ()) == 1):
+        raise TypeError(f"`{name}` must be one key of jax.random, as jax.random.key makes, got {describe(value)}.")
+
+
+def seed(value: Any) -> None:
+    """An integer that Keras takes too, or None."""
+    if value is None:
+        return
+    number = integer("seed", value)
+    if number is None:
+        raise TypeError(f"`seed` must be an integer or None, got {describe(value)}.")
+    if not 0 <= number < 2**32:
+        raise ValueError(f"`seed` must lie between 0 and 2**32 - 1, got {describe(value)}.")
+
+
+def dtype(name: str, value: Any) -> None:
+    """A floating-point dtype in which JAX computes: 8-bit floats are only for storage."""
+    try:
+        found = None if value is None else jnp.dtype(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be a floating-point dtype, got {describe(value)}.") from error
+    if found is None or not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 16:
+        raise ValueError(f"`{name}` must be a floating-point dtype of 16 bits or more, got {describe(value)}.")
+
+
+def precision(value: Any) -> None:
+    """What `jax.numpy.dot` takes as its precision."""
+    if value is None:
+        return
+    vector = jax.ShapeDtypeStruct((1,), jnp.float32)
+    try:
+        jax.eval_shape(functools.partial(jnp.dot, precision=value), vector, vector)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`precision` must be None, a name such as 'high' or 'highest', a jax.lax.Precision, or a pair of them, got "
+            f"{describe(value)}."
+        ) from error
+
+
+def activation(result: Any, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> None:
+    """What an activation returned for an array of this shape and dtype: another one."""
+    if getattr(result, "shape", None) != shape or dtype not in (None, result.dtype):
+        wanted = f"shape {shape}" if dtype is None else f"shape {shape} and dtype {jnp.dtype(dtype)}"
+        raise ValueError(
+            f"`activation` must return an array like the one it is given, of {wanted}, got {describe(result)}."
+        )
+
+
+def initializer(argument: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with errors that name the argument; what it returns must have the shape asked for, boxed or not."""
+
+    def checked(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        try:
+            value = function(key, shape, dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{argument}` cannot make an array of shape {shape}: {error}") from error
+        leaves = jax.tree.leaves(value)
+        if len(leaves) != 1 or getattr(leaves[0], "shape", None) != tuple(shape):
+            raise ValueError(f"`{argument}` must return an array of shape {shape}, got {describe(value)}.")
+        return value
+
+    return checked
+
+
+def scalar(name: str, value: Any) -> jax.Array:
+    """What the penalty `name` returned: one real number."""
+    if value is None or jnp.shape(value):
+        raise ValueError(f"`{name}` must return a scalar, got {describe(value)}.")
+    return array(name, value)
 
 
 def unroll(value: Any) -> None:
@@ -215,4 +338,4 @@ def rate(name: str, value: Any) -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"`{name}` must be a number from 0 to 1 (the fraction dropped), got {describe(value)}.")
     if not 0 <= value <= 1 or math.isnan(value):
-        raise ValueError(f"`{name}` must be a number from 0 to 1 (the fraction dropped), got {value!r}.")
+        raise ValueError(f"`{name}` must be a number from 0 to 1 (the fraction dropped), got {describe(value)}.")

@@ -28,29 +28,39 @@ def simple_rnn(
     keep_order=False,
     zero_output_for_mask=False,
     time_major=False,
+    return_sequences=True,
     input_dropout_mask=None,
     recurrent_dropout_mask=None,
 ):
-    """(final_state, outputs) of `flax_srnn.simple_rnn` for batch-major or time-major `inputs` with one batch dimension."""
+    """(final_state, outputs) of `flax_srnn.simple_rnn`, with any number of batch dimensions."""
     act = ACTIVATIONS[activation]
     w = {name: np.asarray(p, np.float64) for name, p in params.items()}
     x = np.asarray(inputs, np.float64)
-    x = x.swapaxes(0, 1) if time_major else x
-    rows, steps, _ = x.shape
+    x = np.moveaxis(x, 0, -2) if time_major else x
+    *batch, steps, _ = x.shape
     units = w["kernel"].shape[1]
-    h0 = np.zeros((rows, units)) if initial_state is None else np.asarray(initial_state, np.float64)
+    zeros = np.zeros((*batch, units))
+    h0 = zeros + w.get("initial_state", 0.0) if initial_state is None else np.asarray(initial_state, np.float64)
     r0 = h0 if reset_state is None else np.asarray(reset_state, np.float64)
-    outputs, final = np.zeros((rows, steps, units)), np.zeros((rows, units))
-    for b in range(rows):
-        h = h0[b]
+    outputs, final, last = np.zeros((*batch, steps, units)), zeros.copy(), zeros.copy()
+    for b in np.ndindex(*batch):
+        h = output = h0[b]
         for position, t in enumerate(range(steps - 1, -1, -1) if go_backwards else range(steps)):
-            if resets is not None and resets[b][t]:
+            if resets is not None and np.asarray(resets)[b][t]:
                 h = r0[b]
-            use = (mask is None or bool(mask[b][t])) and (seq_lengths is None or t < seq_lengths[b])
+            use = mask is None or bool(np.asarray(mask)[b][t])
+            if seq_lengths is not None:
+                use = use and t < np.asarray(seq_lengths)[b]
             if use:
-                x_t = x[b, t] if input_dropout_mask is None else x[b, t] * np.asarray(input_dropout_mask, np.float64)[b]
-                s = h if recurrent_dropout_mask is None else h * np.asarray(recurrent_dropout_mask, np.float64)[b]
+                x_t, s = x[b][t], h
+                if input_dropout_mask is not None:
+                    x_t = x_t * np.asarray(input_dropout_mask, np.float64)[b]
+                if recurrent_dropout_mask is not None:
+                    s = s * np.asarray(recurrent_dropout_mask, np.float64)[b]
                 h = act(x_t @ w["kernel"] + w.get("bias", 0.0) + s @ w["recurrent_kernel"])
-            outputs[b, t if keep_order else position] = h if use or not zero_output_for_mask else 0.0
-        final[b] = h
-    return final, outputs.swapaxes(0, 1) if time_major else outputs
+            output = h if use or not zero_output_for_mask else 0.0
+            outputs[b][t if keep_order else position] = output
+        final[b], last[b] = h, output
+    if not return_sequences:
+        return final, last
+    return final, np.moveaxis(outputs, -2, 0) if time_major else outputs

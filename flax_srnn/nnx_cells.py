@@ -1,0 +1,212 @@
+"""The cells for Flax NNX, and how any cell is driven over a sequence."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_srnn import forward, options, validation
+
+
+class Checked(nnx.Module):
+    """A module whose options are dataclass fields, and static attributes to NNX."""
+
+    # The dataclasses compare options; NNX modules are compared by identity.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Modules in a plain list would be hidden from NNX, which refuses them.
+        is_cells = name in ("cell", "cells") and isinstance(value, (list, tuple))
+        super().__setattr__(name, nnx.List(value) if is_cells else value)
+
+    def check(self) -> None:
+        """Checks the options, and puts them in the form that NNX can hash."""
+        options.check(self)
+        for name, value in options.hashable(self).items():
+            setattr(self, name, nnx.static(value))
+
+
+@dataclasses.dataclass
+class _InFeatures:
+    """The first argument of modules with parameters: NNX makes them at once, and so asks for F."""
+
+    in_features: int
+
+
+class SimpleCellModule(Checked, options.CellOptions, _InFeatures):
+    """What `SimpleRNNCell` and `SimpleRNN` share: the parameters, and the keys for dropout."""
+
+    def make(self, rngs: nnx.Rngs) -> None:
+        """Checks the arguments and makes all variables."""
+        self.check()
+        in_features = validation.integer("in_features", self.in_features)
+        if in_features is None:
+            raise TypeError(f"`in_features` must be a positive integer, got {validation.describe(self.in_features)}.")
+        self.in_features = nnx.static(validation.positive("in_features", in_features))
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"`rngs` must be a flax.nnx.Rngs, got {validation.describe(rngs)}.")
+        for name, (initializer, shape) in self.parameters(self.in_features).items():
+            setattr(self, name, nnx.Param(initializer(rngs.params(), shape, self.param_dtype)))
+        self.deterministic = False
+        # A seed stands in for the stream "dropout", and not only where there is no default stream: there always is one.
+        streamed = self.drops(training=True) and ("dropout" in rngs or self.seed is None)
+        self.rngs = rngs["dropout"].fork() if streamed else nnx.data(None)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """For `nnx.view`: whether dropout is off."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def params(self) -> dict[str, jax.Array]:
+        """All parameters."""
+        return {name: getattr(self, name)[...] for name in self.parameters(self.in_features)}
+
+    def key(self, training: bool | None, path: tuple[str, ...] = ()) -> jax.Array | None:
+        """The dropout key of a call; None where nothing is dropped. `path` tells cells with equal seeds apart."""
+        if not self.drops(not self.deterministic if training is None else training):
+            return None
+        return self.seed_key(path) if self.rngs is None else self.rngs()
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
+    """One step of a simple RNN: h_t = act((x_t ∘ d_x) W + b + (h_{t-1} ∘ d_h) U).
+
+    A `flax.nnx.RNNCellBase`: it works in `flax.nnx.RNN` too, which draws other dropout masks at every step, unless told
+    otherwise by its `broadcast_rngs`.
+
+    Args:
+      in_features: F.
+      units, …, precision: as of the Linen cell, `flax_srnn.SimpleRNNCell`.
+      rngs: for the parameters, and, if there is dropout, for its masks. `seed` is used where there is no stream "dropout".
+
+    Raises:
+      TypeError, ValueError: an invalid argument.
+      KeyError: there is dropout, but `rngs` has neither the stream "dropout" nor a default one, and there is no `seed`.
+
+    >>> cell = SimpleRNNCell(3, 4, rngs=nnx.Rngs(0))
+    >>> carry, output = cell(cell.initialize_carry((2, 3)), jnp.ones((2, 3)))
+    >>> output.shape, cell.recurrent_kernel.shape
+    ((2, 4), (4, 4))
+    """
+
+    rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self.make(rngs)
+
+    def __call__(self, carry: Any, inputs: Any, *, training: bool | None = None) -> tuple[jax.Array, jax.Array]:
+        """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t); `training` overrides `train()` and `eval()`."""
+        if training is not None:
+            validation.flag("training", training)
+        x = forward.step_inputs(inputs)
+        validation.features(x, self.in_features)
+        return forward.step(self, self.params(), carry, x, self.key(training))
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]
+        """Zeros (*batch, U) for inputs of `input_shape` (*batch, F)."""
+        return forward.zero_carry(self, input_shape)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class StackedRNNCells(Checked, nnx.RNNCellBase):
+    """Several cells as one: each step goes through all of them, first to last; the carry is a tuple of their states.
+
+    Args:
+      cells: a list of `flax.nnx.RNNCellBase`.
+
+    Raises:
+      TypeError, ValueError: `cells` is no list of cells, or an empty one.
+
+    >>> cell = StackedRNNCells([SimpleRNNCell(3, 4, rngs=nnx.Rngs(0)), SimpleRNNCell(4, 5, rngs=nnx.Rngs(1))])
+    >>> carry, output = cell(cell.initialize_carry((2, 3)), jnp.ones((2, 3)))
+    >>> output.shape, [state.shape for state in carry]
+    ((2, 5), [(2, 4), (2, 5)])
+    """
+
+    cells: Any
+
+    def __post_init__(self) -> None:
+        forward.check_cells("cells", plain(self.cells), nnx.RNNCellBase, "flax.nnx", alone=False)
+
+    def __call__(self, carry: Any, inputs: Any, *, training: bool | None = None) -> tuple[tuple[Any, ...], jax.Array]:
+        """(one state a cell, x_t (*batch, F)) -> (the new states, the last cell's output)."""
+        steps = [functools.partial(cell, **forward.training_keyword(cell, training)) for cell in self.cells]
+        return forward.stacked_step(steps, carry, inputs)
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> tuple[Any, ...]:  # type: ignore[override]
+        """One initial state a cell for inputs of `input_shape` (*batch, F)."""
+        carry = []
+        for cell in self.cells:
+            state = cell.initialize_carry(input_shape, nnx.Rngs(0) if rngs is None else rngs)
+            carry.append(state)
+            input_shape = _step_output(cell, state, jax.ShapeDtypeStruct(input_shape, jnp.float32)).shape
+        return tuple(carry)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def scan_cell(
+    cell: nnx.RNNCellBase, training: bool | None, x: jax.Array, batch: tuple[int, ...], start: Any, **arguments: Any
+) -> tuple[Any, Any, jax.Array]:
+    """Any NNX cell over a sequence: (initial state, final state, outputs)."""
+    forward.check_feature_axes(cell)
+    shape = (*batch, x.shape[-1])
+    initial = cell.initialize_carry(shape, nnx.Rngs(0))
+    keywords = forward.training_keyword(cell, training)
+    parts: Any = nnx.split(cell, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    graph, params, rngs, sown, rest = parts
+
+    def scan(wrap: Any, carry: Any, xs: tuple[Any, ...], axes: tuple[int, ...], **loop: Any) -> tuple[Any, jax.Array]:
+        # Parameters and keys are the same at every step; what steps sow stays inside; the rest goes from step to step.
+        def body(carry: Any, now: Any) -> Any:
+            inner, _, rest = carry
+            live = _merge(graph, params, rngs, sown, rest)
+            inner, shown = wrap(functools.partial(live, **keywords))(inner, now)
+            nnx.pop(live, nnx.Intermediate)
+            parts: Any = nnx.split(live, nnx.Param, nnx.RngState, ...)
+            return (inner, *parts[2:]), shown
+
+        front = tuple(
+            None if leaf is None else jnp.moveaxis(leaf, axis, 0) for leaf, axis in zip(xs, axes, strict=True)
+        )
+        (carry, used, new), outputs = jax.lax.scan(body, (carry, rngs, rest), front, **loop)
+        nnx.update(cell, used, new)
+        return carry, jnp.moveaxis(outputs, 0, axes[0])
+
+    output = _step_output(cell, initial, jax.ShapeDtypeStruct(shape, x.dtype))
+    return forward.any_drive(type(cell).__name__, initial, output, scan, x, batch, start, **arguments)
+
+
+def _step_output(cell: nnx.RNNCellBase, state: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What a cell puts out at one step; nothing is computed or changed."""
+    graph, variables = nnx.split(cell)
+    return jax.eval_shape(lambda state, x: _merge(graph, variables)(state, x)[1], state, x)
+
+
+def _merge(graph: Any, *parts: Any) -> Any:
+    """`nnx.merge`, with variables that belong to the current trace, where the module may change them."""
+    return nnx.merge(graph, *jax.tree.map(lambda leaf: leaf, parts))
+
+
+def listed(cell: Any) -> list[Any]:
+    """The cells that an `RNN` drives one after the other."""
+    cells = plain(cell.cells if type(cell) is StackedRNNCells else cell)
+    return cells if isinstance(cells, list) else [cells]
+
+
+def plain(cells: Any) -> Any:
+    """A list for an `nnx.List`; anything else as it is."""
+    return list(cells) if isinstance(cells, nnx.List) else cells
