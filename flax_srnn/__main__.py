@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", metavar="DIR", type=Path, help="new folder of the run (default: runs/CONFIG-1, -2, ...)"
     )
     place.add_argument(
-        "--validate", action="store_true", help="only print the errors inside 1801-1920 by which settings are chosen"
+        "--validate", action="store_true", help="only print the errors inside 1711-1920 by which settings are chosen"
     )
     overrides = train.add_argument_group("settings, in place of the config's")
     for field, kind in settings(SunspotsConfig):

@@ -149,7 +149,6 @@ def any_drive(
         (state, jnp.zeros(output.shape, output.dtype)),
         (x, mask, resets),
         (time, len(batch), len(batch)),
-        length=steps,
         reverse=bool(go_backwards),
         unroll=max(1, steps) if unroll is True else max(1, int(unroll)),
     )
@@ -289,14 +288,6 @@ def check_cells(name: str, cells: Any, base: Any, library: str, *, alone: bool) 
                 f"`{name}` must have cells over vectors of features, got a {type(cell).__name__} with num_feature_axes "
                 f"{cell.num_feature_axes}."
             )
-
-
-def check_feature_axes(cell: Any) -> None:
-    """Raises ValueError for a cell over images, say: sequences here have one feature axis."""
-    if cell.num_feature_axes != 1:
-        raise ValueError(
-            f"`cell` must have one feature axis, got a {type(cell).__name__} with num_feature_axes = {cell.num_feature_axes}."
-        )
 
 
 def check_layers(o: options.BidirectionalOptions, base: type) -> None:

@@ -169,6 +169,7 @@ class RNN(_Layer, options.RNNOptions):
         forward.check_cells("cell", self.cell, nn.RNNCellBase, "flax.linen", alone=True)
         super().__post_init__()
 
+    @nn.compact
     def __call__(
         self,
         inputs: Any,
@@ -234,6 +235,7 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
     def _layers(self) -> tuple[Any, Any]:
         return self.layer, self.backward_layer or self.layer.clone(go_backwards=not self.layer.go_backwards)
 
+    @nn.compact
     def __call__(
         self,
         inputs: Any,

@@ -157,6 +157,7 @@ class StackedRNNCells(nn.RNNCellBase):
         object.__setattr__(self, "cells", tuple(self.cells))
         super().__post_init__()
 
+    @nn.compact
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[tuple[Any, ...], jax.Array]:
         """(one state a cell, x_t (*batch, F)) -> (the new states, the last cell's output)."""
         cells = bind(self.cells, self.scope)

@@ -162,7 +162,6 @@ def scan_cell(
     cell: nnx.RNNCellBase, training: bool | None, x: jax.Array, batch: tuple[int, ...], start: Any, **arguments: Any
 ) -> tuple[Any, Any, jax.Array]:
     """Any NNX cell over a sequence: (initial state, final state, outputs)."""
-    forward.check_feature_axes(cell)
     shape = (*batch, x.shape[-1])
     initial = cell.initialize_carry(shape, nnx.Rngs(0))
     keywords = forward.training_keyword(cell, training)

@@ -1,0 +1,208 @@
+"""`flax-srnn benchmark`: this library and its peers side by side, on one machine, in one run.
+
+Every figure is a ratio: a peer's time over this library's in the same process, on the same arrays. `process` says how it is
+measured, `peers` on what, `report` how the figures of several processes become a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from flax_srnn import lookup
+from flax_srnn.benchmark import process, report
+from flax_srnn.benchmark.process import GRID as GRID
+from flax_srnn.benchmark.process import OTHER as OTHER
+from flax_srnn.benchmark.process import SHAPES as SHAPES
+from flax_srnn.benchmark.process import Plan, Record, Shape
+
+PEERS = {"keras": "keras", "flax.linen": "flax", "flax.nnx": "flax", "haiku": "dm-haiku", "torch": "torch"}
+"""The peers, and the distribution that each comes from."""
+FEW: tuple[Shape, ...] = ((32, 100, 32, 64), (32, 100, 64, 256), (1, 1000, 16, 64), (4, 512, 256, 256))
+QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 128))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="flax-srnn benchmark",
+        description="Time this library and its peers side by side, and write the figures to a new folder.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"sections: {', '.join(process.SECTIONS)}\npeers: {', '.join(PEERS)}",
+    )
+    parser.add_argument("--quick", action="store_true", help="few shapes, one process, under 2 minutes")
+    parser.add_argument("--sections", metavar="A,B", help="what to measure (default: everything)")
+    parser.add_argument("--peers", metavar="A,B", help="whom to compare with (default: all that are installed)")
+    parser.add_argument("--shapes", metavar="BxTxIxH,...", help="your shapes in place of the table's, e.g. 32x100x8x64")
+    parser.add_argument("--processes", type=int, metavar="N", help="repetitions in fresh processes (default: 3)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: benchmark-DATE-TIME)")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, metavar="FILE", help="the Python that has torch (default: this one)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line: 0 on success, 2 with one line on standard error for bad input, 1 if a measurement fails."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run = _read(arguments)
+        run.folder.mkdir(parents=True)
+    except (ValueError, OSError) as error:
+        print(f"flax-srnn benchmark: {error}", file=sys.stderr)
+        return 2
+    try:
+        about, records = measure(run)
+    except RuntimeError as error:
+        print(f"flax-srnn benchmark: {error}", file=sys.stderr)
+        return 1
+    text = report.markdown(about, records)
+    print(text.partition(report.DETAILS)[0])
+    (run.folder / "results.md").write_text(text, encoding="utf-8")
+    results = {"about": about, "records": [dataclasses.asdict(record) for record in records]}
+    (run.folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if not report.plot(records, run.folder / "results.png"):
+        print("matplotlib is not installed: no plot.", file=sys.stderr)
+    print(f"Written to {run.folder}", file=sys.stderr)
+    return 0
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A command line that has been understood.
+
+    Attributes:
+      plan: what every process measures.
+      absent: the peers that are not installed.
+      processes: how many.
+      torch_python: the interpreter for PyTorch's process.
+      folder: for the results; does not exist yet.
+    """
+
+    plan: Plan
+    absent: list[str]
+    processes: int
+    torch_python: str
+    folder: Path
+
+
+def _read(arguments: argparse.Namespace) -> Run:
+    """Checks everything before anything is measured; ValueError says what is wrong."""
+    quick = arguments.quick
+    processes = (1 if quick else 3) if arguments.processes is None else arguments.processes
+    if processes < 1:
+        raise ValueError(f"--processes={processes}: expected at least 1 process.")
+    sections = _names(arguments.sections, process.SECTIONS, "--sections")
+    wanted = _names(arguments.peers, PEERS, "--peers")
+    absent = [peer for peer in wanted if not _installed(peer, arguments.torch_python)]
+    if absent and arguments.peers is not None:
+        raise ValueError(f"--peers={arguments.peers}: {absent[0]!r} is not installed; install {PEERS[absent[0]]!r}.")
+    shapes = None if arguments.shapes is None else [_shape(text) for text in arguments.shapes.split(",")]
+    folder = arguments.output or Path(f"benchmark-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    if folder.exists():
+        raise ValueError(f"--output={str(folder)!r} exists already; results go to a new folder.")
+    plan = Plan(
+        sections=sections,
+        peers=[peer for peer in wanted if peer not in absent],
+        grid=shapes or (QUICK if quick else GRID),
+        other=[] if shapes else OTHER[:1] if quick else OTHER,
+        few=shapes or (FEW[:1] if quick else FEW),
+        quick=quick,
+        seconds=0.3 if quick else 2.0,
+    )
+    return Run(plan, absent, processes, arguments.torch_python, folder)
+
+
+def _names(text: str | None, table: Mapping[str, object], argument: str) -> list[str]:
+    names = list(table) if text is None else text.split(",")
+    for name in names:
+        lookup.find(table, name, argument)
+    return [name for name in table if name in names]
+
+
+def _shape(text: str) -> Shape:
+    sizes = text.split("x")
+    if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"--shapes: {text!r} is not four positive sizes BxTxIxH (batch, time, features, units).")
+    batch, steps, features, units = map(int, sizes)
+    return batch, steps, features, units
+
+
+def _installed(peer: str, torch_python: str) -> bool:
+    if peer != "torch":
+        return bool(list(importlib.metadata.distributions(name=PEERS[peer])))
+    try:
+        found = subprocess.run([torch_python, "-c", "import torch, numpy"], capture_output=True, check=False)
+    except OSError as error:
+        raise ValueError(f"--torch-python={torch_python!r} cannot be run: {error.strerror}.") from None
+    return found.returncode == 0
+
+
+# --- the processes ----------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run) -> tuple[dict[str, str], list[Record]]:
+    """Runs the plan in fresh processes, one after the other; what they say about the machine, and all figures."""
+    about: dict[str, str] = {}
+    runs = []
+    for number in range(run.processes):
+        print(f"process {number + 1} of {run.processes}", file=sys.stderr, flush=True)
+        said, records = _process(sys.executable, run.plan)
+        about |= said
+        runs.append(records)
+        if "torch" in run.plan.peers and {"training", "forward"} & set(run.plan.sections):
+            device = "cpu" if about["device"] == "CPU" else "cuda"
+            said, theirs = _process(run.torch_python, dataclasses.replace(run.plan, torch_device=device))
+            about |= said
+            ours = {(record.group, record.case): record for record in records}
+            for record in theirs:
+                process.check_agreement(ours[record.group, record.case], "torch", record.fingerprint)
+            runs.append(theirs)
+    return _machine(run) | about, report.merge(runs)
+
+
+def _process(python: str, plan: Plan) -> tuple[dict[str, str], list[Record]]:
+    request = json.dumps(dataclasses.asdict(plan))
+    code = "import sys; from flax_srnn.benchmark.process import process; process(sys.argv[1])"
+    # PyTorch's Python may lack this package: there the file is a script, and -P keeps its folder out of the import path.
+    command = [python, *(["-P", process.__file__] if plan.torch_device else ["-c", code]), request]
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "OMP_WAIT_POLICY": "PASSIVE"}
+    finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if finished.returncode:
+        raise RuntimeError(f"a measuring process ended with exit status {finished.returncode}; its message is above.")
+    answer = json.loads(finished.stdout.splitlines()[-1])
+    return answer["about"], [Record(**record) for record in answer["records"]]
+
+
+def _machine(run: Run) -> dict[str, str]:
+    """What a reader must know beside the figures."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
+    distributions = {"flax-srnn", "jax", "jaxlib", "flax", *(PEERS[peer] for peer in run.plan.peers if peer != "torch")}
+    return {
+        "date": f"{datetime.date.today():%Y-%m-%d}",
+        "processor": f"{model}, {len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.release()}",
+        "processes": str(run.processes),
+        "not installed": ", ".join(run.absent) or "none",
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in sorted(distributions)},
+    }

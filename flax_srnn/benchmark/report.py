@@ -1,0 +1,183 @@
+"""From the figures of several processes to a Markdown report and a plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax_srnn.benchmark.peers import OURS
+from flax_srnn.benchmark.process import Record
+
+DETAILS = "## Every case"
+
+
+class Spread(NamedTuple):
+    """The middle process, and the smallest and the largest figure of all processes."""
+
+    middle: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        whole = f"{self.middle:.2f}"
+        return whole if self.low == self.high else f"{whole} ({self.low:.2f} to {self.high:.2f})"
+
+
+def spread(figures: Iterable[float]) -> Spread:
+    """The median, the minimum and the maximum of one figure per process."""
+    ordered = sorted(figures)
+    return Spread(statistics.median(ordered), ordered[0], ordered[-1])
+
+
+def merge(processes: Iterable[Iterable[Record]]) -> list[Record]:
+    """One record per comparison, with the figures of all processes in their order."""
+    merged: dict[tuple[str, str], Record] = {}
+    for records in processes:
+        for record in records:
+            whole = merged.setdefault((record.group, record.case), dataclasses.replace(record, values={}))
+            for name, figures in record.values.items():
+                whole.values.setdefault(name, []).extend(figures)
+    return list(merged.values())
+
+
+def ratios(record: Record, name: str) -> list[float]:
+    """Per process: the figure of a contestant over that of the first."""
+    first = next(iter(record.values.values()))
+    return [figure / base for figure, base in zip(record.values[name], first, strict=True)]
+
+
+class Line(NamedTuple):
+    """One contestant over the first one, in all cases of a group.
+
+    Attributes:
+      mean: the geometric mean over the cases, of each process.
+      worst: of the case with the worst middle figure. A peer is hoped to be slower than this library, so its smallest
+        ratio is the worst; where this library is compared with itself it is the largest.
+    """
+
+    group: str
+    first: str
+    name: str
+    cases: int
+    mean: Spread
+    worst: Spread
+    worst_case: str
+
+
+def summarize(records: Iterable[Record]) -> list[Line]:
+    """One line per group and contestant."""
+    lines = []
+    for group, members in _groups(records).items():
+        first, *others = members[0].values
+        worst_of: Callable[..., tuple[Spread, str]] = min if first == OURS else max
+        for name in others:
+            by_case = [ratios(record, name) for record in members]
+            mean = spread(statistics.geometric_mean(one_process) for one_process in zip(*by_case, strict=True))
+            worst, case = worst_of((spread(row), record.case) for row, record in zip(by_case, members, strict=True))
+            lines.append(Line(group, first, name, len(members), mean, worst, case))
+    return lines
+
+
+def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.group, []).append(record)
+    return groups
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(about: Mapping[str, str], records: Sequence[Record]) -> str:
+    """The machine, the summary, and after `DETAILS` a table per group."""
+    timed = [record for record in records if record.unit == "s"]
+    counted = [record for record in records if record.unit != "s"]
+    against_peers = [line for line in summarize(timed) if line.first == OURS]
+    against_itself = [line for line in summarize(timed) if line.first != OURS]
+    text = ["# Benchmark", "", "; ".join(f"{name} {value}" for name, value in about.items()) + ".", ""]
+    text += ["Cases are batch x time x features x units. In brackets: the range over the processes."]
+    if against_peers:
+        names = list(dict.fromkeys(line.name for line in against_peers))
+        text += _table(f"Time of a peer / time of {OURS}", ["", *names], _peer_rows(against_peers, names))
+    if against_itself:
+        rows = [
+            (line.group, f"{line.name} / {line.first}", line.mean, f"{line.worst}, {line.worst_case}")
+            for line in against_itself
+        ]
+        text += _table(f"Time of {OURS} / its own time", ["", "ratio", "geometric mean", "largest"], rows)
+    for group, members in _groups(counted).items():
+        cells = [[record.case, *(f"{spread(figures)}" for figures in record.values.values())] for record in members]
+        text += _table(f"{_capital(group)}, in {members[0].unit}", ["", *members[0].values], cells)
+    text += ["", DETAILS]
+    for group, members in _groups(timed).items():
+        names = list(members[0].values)
+        text += _table(_capital(group), ["", *names], [_case_row(record, names) for record in members])
+    return "\n".join(text) + "\n"
+
+
+def _peer_rows(lines: Sequence[Line], names: Sequence[str]) -> Iterable[Sequence[Any]]:
+    for group in dict.fromkeys(line.group for line in lines):
+        mine = {line.name: line for line in lines if line.group == group}
+        cases = next(iter(mine.values())).cases
+        yield f"{group}: geometric mean of {cases}", *(mine[name].mean if name in mine else "-" for name in names)
+        worst = (f"{mine[name].worst}, {mine[name].worst_case}" if name in mine else "-" for name in names)
+        yield f"{group}: worst", *worst
+
+
+def _case_row(record: Record, names: Sequence[str]) -> Iterable[Any]:
+    base, *others = names
+    yield record.case
+    yield _duration(statistics.median(record.values[base]))
+    for name in others:
+        yield f"{_duration(statistics.median(record.values[name]))}, {spread(ratios(record, name))}"
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    body = [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows)]
+    return ["", f"### {title}", "", *body]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _duration(seconds: float) -> str:
+    scale, unit = next(((s, u) for s, u in ((1, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "µs"))
+    return f"{seconds * scale:.3g} {unit}"
+
+
+# --- plot -------------------------------------------------------------------------------------------------------------
+
+
+def plot(records: Iterable[Record], path: Path) -> bool:
+    """Draws the geometric means against the peers; False where Matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    lines = [line for line in summarize(records) if line.first == OURS]
+    groups = list(dict.fromkeys(line.group for line in lines))[::-1]
+    names = list(dict.fromkeys(line.name for line in lines))
+    figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(names):
+        mine = [line for line in lines if line.name == name]
+        means = [line.mean for line in mine]
+        reach = [[mean.middle - mean.low for mean in means], [mean.high - mean.middle for mean in means]]
+        heights = [groups.index(line.group) + 0.12 * (len(names) / 2 - place) for line in mine]
+        axes.errorbar(
+            [mean.middle for mean in means], heights, xerr=reach, fmt="o", markersize=5, capsize=2, label=name
+        )
+    axes.axvline(1, color="grey", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(groups)), groups)
+    axes.set_xlabel(f"times as long as {OURS} (geometric mean over the cases, range over the processes)")
+    if lines:
+        axes.legend()
+    figure.savefig(path, dpi=150)
+    return True

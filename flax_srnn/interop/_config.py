@@ -1,0 +1,190 @@
+"""Layers from Keras's configurations, and back.
+
+The form of Keras 3 is written. That of tf.keras 2 is read too; its `hard_sigmoid` is another function, so it matters who
+wrote a configuration: the file says so, or else it is told by what Keras 3 always or never writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_srnn import activations, constraints, initializers, lookup, regularizers
+from flax_srnn.layers import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells
+
+CLASSES: dict[str, Any] = {
+    kind.__name__: kind for kind in (SimpleRNN, SimpleRNNCell, RNN, StackedRNNCells, Bidirectional)
+}
+
+# Options here that Keras does not have (tf.keras 2 has `time_major`), and those that it writes apart from the others.
+_NOT_IN_KERAS = ("precision", "initial_state_initializer", "time_major", "keep_order", "implementation", "remat")
+_APART = ("name", "parent", "dtype", "param_dtype")
+# What tf.keras 2 says about a model's inputs in its first layer.
+_ABOUT_INPUTS = ("batch_input_shape", "input_dim", "input_length")
+# Arguments that Keras leaves out of a configuration when they are None.
+_OPTIONAL = {"SimpleRNN": ("seed",), "RNN": ("activity_regularizer",), "Bidirectional": ("backward_layer",)}
+_IDENTIFIERS: dict[str, Any] = {"initializer": initializers, "regularizer": regularizers, "constraint": constraints}
+_LAYERS = ("cell", "layer", "backward_layer")
+
+
+def hard_sigmoid_2(x: jax.Array) -> jax.Array:
+    """clip(x / 5 + ½, 0, 1), the `hard_sigmoid` of tf.keras 2; Keras 3 has clip(x / 6 + ½, 0, 1)."""
+    return jnp.clip(0.2 * x + 0.5, 0, 1)
+
+
+def activation(identifier: Any, keras_2: bool) -> Any:
+    """The name of an activation, or the function where its name meant another one in tf.keras 2."""
+    name = activations.name(identifier)
+    return hard_sigmoid_2 if keras_2 and name == "hard_sigmoid" else name
+
+
+def from_config(config: Mapping[str, Any], *, keras_2: bool | None = None) -> Any:
+    """The layer with a Keras configuration; `keras_2` says whether tf.keras 2 wrote it, None if that is not known."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"`config` must be the configuration of a Keras layer, a mapping, got {config!r}.")
+    kind, given = lookup.parse(config, "config")
+    if kind not in CLASSES:
+        raise ValueError(f"`config` is of the class {kind!r}; only {', '.join(CLASSES)} can be represented.")
+    given = {key: value for key, value in given.items() if key not in _ABOUT_INPUTS}
+    if keras_2 is None:
+        keras_2 = "time_major" in given or (kind == "SimpleRNNCell" and "trainable" in given and "seed" not in given)
+    name, policy = given.pop("name", None), given.pop("dtype", None)
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ValueError(f"`name` of a {kind} must be a string, got {name!r}.")
+    if given.pop("trainable", True) is not True:
+        raise ValueError(
+            f"{kind} {name!r} is frozen (trainable=False), which a Flax layer cannot say: freeze its parameters with "
+            "`optax.multi_transform`, and set it to True here."
+        )
+    fields = {field.name: field.default for field in dataclasses.fields(CLASSES[kind])}
+    allowed = [key for key in fields if key not in _APART and (key not in _NOT_IN_KERAS or key == "time_major")]
+    for key, value in given.items():
+        if key not in allowed and value is not None:
+            raise ValueError(f"a {kind} has no argument {key!r} (here {value!r}); it has {', '.join(allowed)}.")
+    dtypes = {} if policy is None else dtypes_of(policy)
+    try:
+        arguments = {key: _read(key, given[key], fields[key], keras_2) for key in allowed if key in given}
+        if "units" in fields:
+            return CLASSES[kind](**arguments, **dtypes, name=name)
+        layer = CLASSES[kind](**_zeroed(arguments) if kind == "Bidirectional" else arguments, name=name)
+    except TypeError as error:  # an argument of the wrong type, or a missing one
+        raise ValueError(f"{kind} {name!r}: {error}") from error
+    if dtypes and _policies(layer) != {_policy(**dtypes)}:
+        raise ValueError(f"{kind} {name!r} has the dtype {policy!r} and is made of cells with another one.")
+    return layer
+
+
+def _read(key: str, value: Any, default: Any, keras_2: bool) -> Any:
+    """An argument of a layer. What equals the default becomes the default, so that equal layers compare so."""
+    if key == "activation":
+        return activation(value, keras_2)
+    if key == "cells":
+        return [from_config(each, keras_2=keras_2) for each in value]
+    if key in _LAYERS and value is not None:
+        layer = from_config(value, keras_2=keras_2)
+        # Keras makes an unnamed list of cells into a stack of its own.
+        return layer.cells if isinstance(layer, StackedRNNCells) and layer.name is None else layer
+    module = _IDENTIFIERS.get(key.rsplit("_", 1)[-1])
+    if module is None or value is None:
+        return value
+    built = module.get(value, argument=key)
+    return default if default is not None and built == module.get(default) else built
+
+
+def _zeroed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Keras's Bidirectional sets `zero_output_for_mask` of its layers; tf.keras 2 does not write that down."""
+    layers = {key: layer for key, layer in arguments.items() if isinstance(layer, (SimpleRNN, RNN))}
+    return arguments | {key: each.clone(zero_output_for_mask=each.return_sequences) for key, each in layers.items()}
+
+
+def to_config(layer: Any) -> dict[str, Any]:
+    """The configuration of a layer as Keras 3 writes it."""
+    kind = type(layer).__name__
+    if CLASSES.get(kind) is not type(layer):
+        raise TypeError(f"`layer` must be one of this library's {', '.join(CLASSES)}, got {layer!r}.")
+    config: dict[str, Any] = {} if layer.name is None else {"name": layer.name}
+    config["trainable"] = True
+    policies = _policies(layer)
+    if len(policies) > 1:
+        raise ValueError(
+            f"the cells of a {kind} must have one `dtype` and `param_dtype` in Keras, got {sorted(map(str, policies))}."
+        )
+    if policies != {None}:
+        config["dtype"] = _serialised("keras", "DTypePolicy", {"name": policies.pop()})
+    for field in dataclasses.fields(layer):
+        key, value = field.name, getattr(layer, field.name)
+        if key in _NOT_IN_KERAS and value != field.default:
+            raise ValueError(
+                f"`{key}` is an option that Keras does not have: it must be {field.default!r}, got {value!r}."
+            )
+        if key not in _NOT_IN_KERAS + _APART and not (value is None and key in _OPTIONAL.get(kind, ())):
+            config[key] = _write(key, value)
+    return _serialised("keras.layers", kind, config)
+
+
+def _write(key: str, value: Any) -> Any:
+    if key == "activation":
+        return activations.name(value)
+    if key == "cells":
+        return [to_config(cell) for cell in value]
+    if key in _LAYERS:
+        return to_config(StackedRNNCells(value) if isinstance(value, (list, tuple)) else value)
+    if key == "unroll" and not isinstance(value, bool):
+        raise ValueError(f"`unroll` must be True or False in Keras, got {value!r}.")
+    module = _IDENTIFIERS.get(key.rsplit("_", 1)[-1])
+    return value if module is None else module.to_config(value, argument=key)
+
+
+def _serialised(module: str, kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {"module": module, "class_name": kind, "config": config, "registered_name": None}
+
+
+# Dtype policies. A layer computes in `dtype` on parameters of `param_dtype`; where Keras says nothing, None and float32.
+
+
+def dtypes_of(policy: Any) -> dict[str, Any]:
+    """`dtype` and `param_dtype` of a Keras dtype policy, which is a name or a configuration."""
+    name = policy
+    if isinstance(policy, Mapping) and policy.get("class_name") in ("DTypePolicy", "FloatDTypePolicy", "Policy"):
+        name = policy["config"].get("name") if isinstance(policy.get("config"), Mapping) else None
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        for param_dtype in (dtype, "float32"):
+            if isinstance(name, str) and name == _policy(jnp.dtype(dtype), jnp.dtype(param_dtype)):
+                return {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+    raise ValueError(f"the dtype policy {policy!r} cannot be represented.")
+
+
+def _policy(dtype: Any, param_dtype: Any) -> str | None:
+    if dtype is None and param_dtype == jnp.float32:
+        return None
+    if dtype is not None and jnp.dtype(dtype) == jnp.dtype(param_dtype):
+        return jnp.dtype(dtype).name
+    if dtype is not None and jnp.dtype(dtype).itemsize == 2 and param_dtype == jnp.float32:
+        return f"mixed_{jnp.dtype(dtype).name}"
+    raise ValueError(f"Keras has no dtype policy for `dtype`={dtype!r} with `param_dtype`={param_dtype!r}.")
+
+
+def _policies(layer: Any) -> set[str | None]:
+    """The policies of all cells in a layer."""
+    if isinstance(layer, (SimpleRNN, SimpleRNNCell)):
+        return {_policy(layer.dtype, layer.param_dtype)}
+    if isinstance(layer, Bidirectional):
+        inside = [each for each in (layer.layer, layer.backward_layer) if each is not None]
+    else:
+        inside = cells_of(layer)
+    return set().union(*map(_policies, inside))
+
+
+def cells_of(layer: RNN | StackedRNNCells) -> list[Any]:
+    """The cells of a layer, each a SimpleRNNCell."""
+    cells = layer.cells if isinstance(layer, StackedRNNCells) else layer.cell
+    cells = cells.cells if isinstance(cells, StackedRNNCells) else cells
+    cells = list(cells) if isinstance(cells, (list, tuple)) else [cells]
+    for cell in cells:
+        if type(cell) is not SimpleRNNCell:
+            raise ValueError(f"a cell of the class {type(cell).__name__} cannot be represented: only SimpleRNNCell.")
+    return cells

@@ -1,0 +1,165 @@
+"""The benchmark: its statistics on known numbers, its check of the peers, its command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from flax_srnn import activations, benchmark
+from flax_srnn.benchmark import process, report
+from flax_srnn.benchmark.process import Case, Record
+
+
+def record(case, ours, keras, group="training", first="flax-srnn"):
+    return Record(group, case, "s", {first: ours, "keras": keras})
+
+
+class TestStatistics:
+    def test_the_middle_process_and_the_range(self):
+        assert report.spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+        assert str(report.spread([3.0, 1.0, 2.0])) == "2.00 (1.00 to 3.00)"
+        assert str(report.spread([1.5])) == "1.50"
+
+    def test_ratios_are_formed_within_a_process(self):
+        np.testing.assert_allclose(
+            report.ratios(record("a", [1.0, 2.0, 4.0], [2.0, 6.0, 4.0]), "keras"), [2.0, 3.0, 1.0]
+        )
+
+    def test_geometric_mean_over_cases_and_the_worst_case(self):
+        # Geometric means of the processes: sqrt(2·8) = 4, sqrt(4·9) = 6, sqrt(1·25) = 5.
+        records = [record("a", [1.0, 1.0, 1.0], [2.0, 4.0, 1.0]), record("b", [1.0, 1.0, 1.0], [8.0, 9.0, 25.0])]
+        (line,) = report.summarize(records)
+        np.testing.assert_allclose(line.mean, [5.0, 4.0, 6.0])
+        assert (line.worst_case, line.worst, line.cases) == ("a", (2.0, 1.0, 4.0), 2)
+
+    def test_against_itself_the_largest_ratio_is_the_worst(self):
+        records = [
+            record(case, [1.0], [ratio], first="float32") for case, ratio in (("a", 1.1), ("b", 1.3), ("c", 1.2))
+        ]
+        assert report.summarize(records)[0].worst_case == "b"
+
+    def test_merge_keeps_the_order_of_the_processes_and_joins_torch(self):
+        torch = [Record("training", "a", "s", {"torch": [7.0]}), Record("training", "a", "s", {"torch": [8.0]})]
+        (merged,) = report.merge([[record("a", [1.0], [2.0])], torch[:1], [record("a", [3.0], [4.0])], torch[1:]])
+        assert merged.values == {"flax-srnn": [1.0, 3.0], "keras": [2.0, 4.0], "torch": [7.0, 8.0]}
+
+    def test_every_contestant_takes_its_turns(self):
+        turns = []
+        calls = {name: (lambda name=name: (turns.append(name), sum(range(100_000)))) for name in "ab"}
+        times = process.alternate(calls, seconds=0, rounds=3)
+        assert "".join(turns) == "aabb" + "ab" * 3  # each twice to warm up, then in turn
+        assert times.keys() == {"a", "b"}
+        assert all(len(taken) == 1 and 0 < taken[0] < 1 for taken in times.values())
+
+
+class TestAgreement:
+    ours = (np.random.default_rng(0).standard_normal((40, 30)), np.zeros(3), np.ones((5, 2)))
+
+    @pytest.mark.parametrize(
+        "theirs",
+        [
+            (ours[0] * 1.01, *ours[1:]),
+            (ours[0].reshape(30, 40).T, *ours[1:]),
+            (ours[0][::-1], *ours[1:]),
+            (ours[0], np.full(3, 1e-6), ours[2]),
+            (*ours[:2], np.full((5, 2), np.nan)),
+        ],
+    )
+    def test_other_arrays_are_an_error(self, theirs):
+        with pytest.raises(RuntimeError, match=r"training, a: keras is .* from flax-srnn"):
+            process.check_agreement(
+                Record("training", "a", "s", {"flax-srnn": []}, process.fingerprint(self.ours)),
+                "keras",
+                process.fingerprint(theirs),
+            )
+
+    def test_rounding_is_not(self):
+        ours = Record("training", "a", "s", {"flax-srnn": []}, process.fingerprint(self.ours))
+        process.check_agreement(ours, "keras", process.fingerprint(a * (1 + 1e-6) for a in self.ours))
+
+
+def test_the_arrays_of_a_case():
+    data = process.problem(Case((3, 8, 2, 5), mask=True, network="bidirectional"))
+    assert [p["kernel"].shape for p in data.params] == [(2, 5), (2, 5)]
+    assert data.cotangent.shape == (3, 8, 10)
+    assert data.mask.dtype == bool
+    assert data.mask[:, :4].all()
+    assert not data.mask.all()
+    stack = process.problem(Case((3, 8, 2, 5), network="stack", last=True))
+    assert [p["kernel"].shape for p in stack.params] == [(2, 5), (5, 5), (5, 5)]
+    assert stack.cotangent.shape == (3, 5)
+    assert {a.dtype for a in (stack.inputs, stack.cotangent, *stack.params[0].values())} == {np.dtype("float32")}
+
+
+def test_every_activation_is_in_the_length_section():
+    for name in process.ACTIVATIONS:
+        activations.get(name)
+    with pytest.raises(ValueError, match="Valid names: ") as error:
+        activations.get("no such name")
+    valid = str(error.value).partition("Valid names: ")[2].rstrip(".").split(", ")
+    assert {activations.get(name) for name in valid} == {activations.get(name) for name in process.ACTIVATIONS}
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_measures_and_writes_a_new_folder(tmp_path, capsys):
+    """All peers in a process of their own; that they compute the same is checked there, before they are timed."""
+    pytest.importorskip("keras")
+    pytest.importorskip("haiku")
+    folder = tmp_path / "results"
+    sections = "training,options,networks,memory"
+    peers = "keras,flax.linen,flax.nnx,haiku"
+    arguments = ["--quick", "--processes", "1", "--sections", sections, "--peers", peers]
+    assert benchmark.main([*arguments, "--shapes", "2x6x3x5", "--output", str(folder)]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    values = {(r["group"], r["case"]): r["values"] for r in results["records"]}
+    assert len(values) == 1 + 4 + 3 + 2
+    assert list(values["training", "2x6x3x5"]) == ["flax-srnn", *peers.split(",")]
+    assert all(0 < value < 60 for contestants in values.values() for (value,) in contestants.values())
+    memory = values["temporary memory of training", "8x100000x8x128, last output only"]
+    assert memory["flax-srnn"][0] < memory["keras"][0]
+    assert {"processor", "Python", "jax", "keras", "date", "device"} <= results["about"].keys()
+    text = (folder / "results.md").read_text()
+    assert "training: worst" in text
+    assert "### Training, bidirectional" in text
+    assert capsys.readouterr().out.strip() in text
+    if (folder / "results.png").exists():
+        assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sections", "trainin"], "Did you mean 'training'"),
+        (["--sections", ""], "unknown name ''"),
+        (["--peers", "flaxlinen"], "Did you mean 'flax.linen'"),
+        (["--processes", "0"], "--processes=0: expected at least 1"),
+        (["--processes", "two"], "--processes: invalid int value: 'two'"),
+        (["--shapes", "32x100x32"], "'32x100x32' is not four positive sizes"),
+        (["--shapes", "32x100x0x4"], "'32x100x0x4' is not four positive sizes"),
+        (["--shapes", "1x2x3xfour"], "'1x2x3xfour' is not four positive sizes"),
+        (["--torch-python", "/no/such/python"], "'/no/such/python' cannot be run"),
+        (["--peers", "torch", "--torch-python", "/bin/false"], "'torch' is not installed"),
+        (["--shape", "1x2x3x4", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--output", "."], "exists already"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = benchmark.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr().err
+    assert code == 2
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["--help"])
+    assert stop.value.code == 0
+    assert "--quick" in capsys.readouterr().out

@@ -1,0 +1,288 @@
+"""Gradients: the hand-written backward pass against JAX's own of the plain scan, and both against finite differences."""
+
+import dataclasses
+import functools
+import re
+
+import cases
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.flatten_util import ravel_pytree
+
+from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, recurrence, simple_rnn
+from flax_srnn.benchmark.process import ACTIVATIONS
+
+pytestmark = pytest.mark.usefixtures("x64")
+EVERYTHING = cases.Case(
+    initial_state=True,
+    mask=True,
+    resets=True,
+    reset_state=True,
+    input_dropout_mask=True,
+    recurrent_dropout_mask=True,
+)
+replace = functools.partial(dataclasses.replace, EVERYTHING)
+
+
+def call(function, problem, arguments=None, **options):
+    """`function`, ours or the oracle, with (params, inputs, arrays) replaced by `arguments`."""
+    params, inputs, arrays = problem[:3] if arguments is None else arguments
+    return function(params, inputs, **arrays, **problem.flags, **{**problem.options, **options})
+
+
+def cotangents(problem):
+    """Random weights of everything that is returned, which make a scalar of it."""
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=x.shape) for x in jax.eval_shape(lambda: call(simple_rnn, problem))]
+
+
+def gradients(problem, arguments=None, **options):
+    """(final state, outputs) and the gradients of params, inputs and the float arrays."""
+    weights = cotangents(problem)
+
+    def loss(arguments):
+        returned = call(simple_rnn, problem, arguments, **options)
+        return sum((w * x).sum() for w, x in zip(weights, returned, strict=True)), returned
+
+    arguments = jax.tree.map(jnp.asarray, problem[:3]) if arguments is None else arguments
+    grads, returned = jax.grad(loss, has_aux=True)(arguments)
+    return returned, grads
+
+
+def compiled(problem, **options):
+    return jax.jit(functools.partial(gradients, problem, **options))(problem[:3])
+
+
+def plain(problem):
+    """JAX's own derivative of the plain scan, one operation after the other: not compiled, so much faster."""
+    with jax.disable_jit():
+        return gradients(problem, implementation="autodiff")
+
+
+def assert_close(actual, expected, tolerance):
+    def check(path, value, wanted):
+        np.testing.assert_allclose(value, wanted, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, actual, expected)
+
+
+def assert_derivative(problem, grads):
+    """The slope of the oracle along a random direction of every array, by central differences."""
+    weights = cotangents(problem)
+    rng = np.random.default_rng(2)
+    leaves, structure = jax.tree.flatten(problem[:3])
+
+    def loss(arguments):
+        return sum((w * x).sum() for w, x in zip(weights, call(reference.simple_rnn, problem, arguments), strict=True))
+
+    for number, (leaf, grad) in enumerate(zip(leaves, jax.tree.leaves(grads), strict=True)):
+        direction = rng.normal(size=leaf.shape)
+        ahead, behind = (
+            loss(structure.unflatten([*leaves[:number], leaf + step * direction, *leaves[number + 1 :]]))
+            for step in (1e-5, -1e-5)
+        )
+        np.testing.assert_allclose((grad * direction).sum(), (ahead - behind) / 2e-5, rtol=1e-7, atol=1e-7)
+
+
+# --- every combination of options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases.SINGLE[:3] + cases.DRAWN[20:], ids=str)
+def test_every_gradient(case):
+    problem = case.problem()
+    returned, grads = compiled(problem, unroll=case.unroll)
+    assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
+    assert_close(grads, plain(problem)[1], 1e-11)
+    assert_derivative(problem, grads)
+
+
+def test_the_plain_implementation_compiled():
+    problem = EVERYTHING.problem()
+    returned, grads = compiled(problem, implementation="autodiff", unroll=2)
+    assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
+    assert_derivative(problem, grads)
+
+
+# --- chunks and recomputation ------------------------------------------------------------------------------------------
+
+CHUNKED = [
+    replace(sizes=(16, 2, 4)),
+    replace(sizes=(21, 2, 4), go_backwards=True, activation="silu"),
+    replace(sizes=(17, 3, 12), time_major=True, activation="softmax", unroll=True),
+    replace(sizes=(20, 3, 12), time_major=True, mask=False, go_backwards=True),
+]
+
+
+@pytest.mark.parametrize("case", CHUNKED, ids=str)
+def test_several_chunks(case, small_chunks):
+    problem = case.problem()
+    returned, grads = compiled(problem, unroll=case.unroll)
+    assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
+    assert_close(grads, plain(problem)[1], 1e-11)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("case", CHUNKED[1:3], ids=str)
+def test_recomputed_states(case, remat, small_chunks):
+    """Only the final state is returned: the states between are stored, or one in every chunk is."""
+    problem = dataclasses.replace(case, return_sequences=False).problem()
+    returned, grads = compiled(problem, remat=remat)
+    assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
+    assert_close(grads, plain(problem)[1], 1e-11)
+
+
+def test_small_chunks_are_several(small_chunks):
+    """The fixture does what the tests above rely on: there is a loop over chunks."""
+
+    problem = CHUNKED[0].problem()
+    program = str(jax.make_jaxpr(lambda: gradients(problem))())
+    assert set(re.findall(r"\blength=(\d+)", program)) == {"2", "8"}
+
+
+def test_large_states_are_recomputed(monkeypatch):
+    """Without a word from the user the size decides, and recomputing takes less memory."""
+    problem = cases.Case(batch=(8,), sizes=(4096, 2, 64), return_sequences=False).problem()
+
+    def memory(remat):
+        recurrence.run.clear_cache()
+        program = jax.jit(functools.partial(gradients, problem, remat=remat)).lower(problem[:3]).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    stored, recomputed = memory(False), memory(True)
+    assert recomputed < stored / 2
+    assert memory(None) == stored
+    monkeypatch.setattr(recurrence, "CHECKPOINT_BYTES", 1e6)
+    assert memory(None) == recomputed
+    recurrence.run.clear_cache()
+
+
+# --- higher derivatives and forward mode -------------------------------------------------------------------------------
+
+SMALL = replace(batch=(2,), sizes=(3, 2, 3))
+SECOND_ORDER = [
+    SMALL,
+    dataclasses.replace(SMALL, activation="silu", go_backwards=True, time_major=True),
+    dataclasses.replace(SMALL, activation="softmax", return_sequences=False),
+]
+
+
+def flat_loss(problem, **options):
+    """A scalar of everything returned, as a function of one vector, and the vector."""
+    weights = cotangents(problem)
+    vector, unravel = ravel_pytree(jax.tree.map(jnp.asarray, problem[:3]))
+
+    def loss(vector):
+        returned = call(simple_rnn, problem, unravel(vector), **options)
+        return sum((w * x**2).sum() for w, x in zip(weights, returned, strict=True))
+
+    return loss, vector
+
+
+@pytest.mark.parametrize("remat", [None, True])
+@pytest.mark.parametrize("case", SECOND_ORDER, ids=str)
+def test_second_derivatives(case, remat):
+    problem = case.problem()
+    loss, vector = flat_loss(problem, remat=remat)
+    plain_loss, _ = flat_loss(problem, implementation="autodiff")
+    expected = jax.jit(jax.hessian(plain_loss))(vector)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(jax.jit(jax.jacrev(jax.grad(loss)))(vector), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_third_derivative():
+    slopes = []
+    for implementation in ("scan", "autodiff"):
+        loss, vector = flat_loss(SMALL.problem(), implementation=implementation)
+        for _ in range(2):
+            loss = functools.partial(lambda f, v: (jax.grad(f)(v) ** 3).sum(), loss)
+        slopes.append(jax.jit(jax.grad(loss))(vector))
+    np.testing.assert_allclose(*slopes, rtol=1e-9)
+
+
+FORWARD = {
+    "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
+    "linearize": lambda f, x: jax.linearize(f, x)[1](x),
+    "jacfwd": lambda f, x: jax.jacfwd(f)(x),
+    "hessian": lambda f, x: jax.hessian(f)(x),
+    "jvp of grad": lambda f, x: jax.jvp(jax.grad(f), (x,), (x,)),
+    "jacfwd under jit": lambda f, x: jax.jit(jax.jacfwd(f))(x),
+    "jacfwd under vmap": lambda f, x: jax.vmap(jax.jacfwd(f))(x[None]),
+}
+
+
+@pytest.mark.parametrize("mode", FORWARD)
+@pytest.mark.parametrize("implementation", [None, "scan"])
+def test_forward_mode_is_refused_by_name(mode, implementation):
+    loss, vector = flat_loss(SMALL.problem(), implementation=implementation)
+    with pytest.raises(TypeError, match="pass implementation='autodiff'"):
+        FORWARD[mode](loss, vector)
+
+
+def test_forward_mode_of_the_plain_implementation():
+    loss, vector = flat_loss(SMALL.problem(), implementation="autodiff")
+    _, slope = jax.jit(lambda v: jax.jvp(loss, (v,), (v,)))(vector)
+    scan_loss, _ = flat_loss(SMALL.problem(), implementation="scan")
+    np.testing.assert_allclose(slope, jax.jit(jax.grad(scan_loss))(vector) @ vector, rtol=1e-11)
+
+
+# --- whatever stands in masked steps -----------------------------------------------------------------------------------
+
+
+def soiled(inputs, mask):
+    """The inputs with zeros at masked steps, and with NaN, infinities and huge numbers there."""
+    dirt = np.resize([np.nan, np.inf, -np.inf, 1e30], inputs.shape).astype(inputs.dtype)
+    return (np.where(mask[..., None], inputs, filling).astype(inputs.dtype) for filling in (0, dirt))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_masked_steps_reach_nothing(activation):
+    """Outputs and all gradients are finite, and the same as with zeros there to the last bit."""
+    case = replace(activation=activation, go_backwards=activation < "m", return_sequences=activation != "tanh")
+    problem = case.problem()
+    clean, dirty = ((problem.params, x, problem.arrays) for x in soiled(problem.inputs, problem.flags["mask"]))
+    run = jax.jit(functools.partial(gradients, problem))
+    result = run(dirty)
+    jax.tree.map(np.testing.assert_array_equal, result, run(clean))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
+    np.testing.assert_array_equal(result[1][1][~problem.flags["mask"]], 0)
+    with jax.disable_jit():
+        expected = gradients(problem, jax.tree.map(jnp.asarray, dirty), implementation="autodiff")
+    assert_close(result, expected, 1e-10)
+
+
+LAYERS = {
+    "SimpleRNN, unrolled": SimpleRNN(4, activation="silu", unroll=True, zero_output_for_mask=True),
+    "SimpleRNN, autodiff": SimpleRNN(4, activation="gelu", implementation="autodiff"),
+    "RNN of an LSTM cell": RNN(nn.LSTMCell(4), return_sequences=True),
+    "RNN of two cells": RNN([SimpleRNNCell(3), nn.GRUCell(4)], return_state=True, go_backwards=True),
+    "Bidirectional": Bidirectional(SimpleRNN(4, activation="softmax", return_sequences=True), merge_mode="mul"),
+    "Bidirectional LSTM": Bidirectional(RNN(nn.LSTMCell(4)), merge_mode=None),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_masked_steps_reach_nothing_in_layers(name):
+    """Padding on the right, on the left, between, and rows without a used step."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(5, 6, 3)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [1, 0, 0, 1, 0, 1], [0] * 6, [1] * 6], bool)
+    layer = LAYERS[name]
+    clean, dirty = soiled(inputs, mask)
+    variables = layer.init(jax.random.key(0), clean, mask=mask)
+
+    @jax.jit
+    def run(variables, inputs):
+        def loss(variables, inputs):
+            returned = layer.apply(variables, inputs, mask=mask)
+            return sum((x * jnp.cos(x)).sum() for x in jax.tree.leaves(returned)), returned
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables, inputs)
+
+    result = run(variables, dirty)
+    jax.tree.map(np.testing.assert_array_equal, result, run(variables, clean))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
+    assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(result[1]))
