@@ -8,8 +8,8 @@ values too (`--units 16`); it reads no year after 1920. The test periods had no 
 from flax_srnn.training.config import SunspotsConfig
 
 config = SunspotsConfig(
-    units=12,
-    l2=0.015,
+    units=4,
+    l2=0.003,
     learning_rate=0.01,
     steps=1000,
     seeds=32,

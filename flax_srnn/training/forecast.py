@@ -3,10 +3,12 @@
 With y_t the count of year t, z_t = (sqrt(y_t) - mean) / scale and theta = (W, U, b, v, c):
 
     h_t = tanh(z_t W + h_{t-1} U + b)                    the SimpleRNN of this library, h = 0 before the first year
-    f_t = h_t v + c                                      the forecast of z_{t+1}: it has seen no year after t
-    loss(theta) = mean_t (f_t - z_{t+1})^2 + l2 (|W|^2 + |U|^2 + |v|^2)
+    f_t = z_t + h_t v + c                                the forecast of z_{t+1}: it has seen no year after t
+    q_t = g |g| with g = mean + scale f_t                the same as a count
+    loss(theta) = mean_t (q_t - y_{t+1})^2 / deviation^2 + l2 (|W|^2 + |U|^2 + |v|^2)
 
-mean and scale, like theta, come from the years fitted. The square root evens out the noise, which grows with the count.
+mean, scale and deviation (that of the counts), like theta, come from the years fitted. The network learns the change from
+year to year, on square roots, where a cycle is more nearly symmetric; the loss is the error that is reported, on counts.
 All networks are fitted at the same time, by one `jax.vmap` over their keys and over the years that each may learn from:
 the same years for a whole ensemble, all but a block of them where settings are validated. The first years, which the
 network meets with an empty state, are left out of the loss (`WARM_UP`).
@@ -50,7 +52,7 @@ class Forecaster(nn.Module):
             name="rnn",
         )
         outputs, state = layer(inputs, initial_state=initial_state)
-        return nn.Dense(1, name="head")(outputs)[..., 0], state
+        return inputs[..., 0] + nn.Dense(1, name="head")(outputs)[..., 0], state
 
 
 class Ensemble(NamedTuple):
@@ -65,6 +67,17 @@ class Ensemble(NamedTuple):
     scale: jax.Array
 
 
+class _Task(NamedTuple):
+    """What a network is fitted to: its inputs z (T,), the counts (T - 1,) it forecasts, which count, and their scales."""
+
+    z: Any
+    target: Any
+    counted: Any
+    mean: Any
+    scale: Any
+    deviation: Any
+
+
 def fit(
     config: SunspotsConfig, series: Series, fitted: np.ndarray, keys: jax.Array, report_every: int
 ) -> Iterator[tuple[int, Ensemble]]:
@@ -77,33 +90,43 @@ def fit(
       keys: (M,) the random keys of the initial weights.
       report_every: optimizer steps between two yields; the last yield comes after `config.steps`.
     """
-    roots = np.broadcast_to(np.sqrt(series.counts), fitted.shape)
+    counts = np.broadcast_to(series.counts, fitted.shape)
+    roots = np.sqrt(counts)
     mean, scale = (statistic(roots, axis=1, where=fitted) for statistic in (np.mean, np.std))
-    z = jnp.asarray((roots - mean[:, None]) / scale[:, None], jnp.float32)
-    counted = jnp.asarray(fitted[:, 1:] & (np.arange(1, fitted.shape[1]) > WARM_UP))
+    task = _Task(
+        z=(roots - mean[:, None]) / scale[:, None],
+        target=counts[:, 1:],
+        counted=fitted[:, 1:] & (np.arange(1, fitted.shape[1]) > WARM_UP),
+        mean=mean,
+        scale=scale,
+        deviation=np.std(counts, axis=1, where=fitted),
+    )
+    task = jax.tree.map(lambda x: jnp.asarray(x, x.dtype if x.dtype == bool else jnp.float32), task)
     model, optimizer = Forecaster(config.units, config.l2), optax.adam(config.learning_rate)
 
     def start(key: jax.Array) -> TrainState:
         params = model.init(key, jnp.zeros((1, 1)))["params"]
         return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
 
-    def loss(params: Any, z: jax.Array, counted: jax.Array) -> jax.Array:
-        (forecasts, _), updated = model.apply({"params": params}, z[:-1, None], mutable=["losses"])
+    def loss(params: Any, task: _Task) -> jax.Array:
+        (forecasts, _), updated = model.apply({"params": params}, task.z[:-1, None], mutable=["losses"])
         penalty = regularization_loss(updated) + L2(config.l2)(params["head"]["kernel"])
-        return jnp.mean((forecasts - z[1:]) ** 2, where=counted) + penalty
+        root = task.mean + task.scale * forecasts
+        errors = (root * jnp.abs(root) - task.target) / task.deviation
+        return jnp.mean(errors**2, where=task.counted) + penalty
 
-    def steps(state: TrainState, z: jax.Array, counted: jax.Array, count: jax.Array) -> TrainState:
+    def steps(state: TrainState, task: _Task, count: jax.Array) -> TrainState:
         def step(_: int, state: TrainState) -> TrainState:
-            return state.apply_gradients(grads=jax.grad(loss)(state.params, z, counted))
+            return state.apply_gradients(grads=jax.grad(loss)(state.params, task))
 
         return jax.lax.fori_loop(0, count, step, state)
 
     states = jax.jit(jax.vmap(start))(keys)
-    advance = jax.jit(jax.vmap(steps, in_axes=(0, 0, 0, None)))  # `count` is a value: one compilation
+    advance = jax.jit(jax.vmap(steps, in_axes=(0, 0, None)))  # `count` is a value: one compilation
     for done in range(0, config.steps, report_every):
         count = min(report_every, config.steps - done)
-        states = advance(states, z, counted, count)
-        yield done + count, Ensemble(states.params, jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32))
+        states = advance(states, task, count)
+        yield done + count, Ensemble(states.params, task.mean, task.scale)
 
 
 def one_year_ahead(ensemble: Ensemble, counts: np.ndarray) -> np.ndarray:
