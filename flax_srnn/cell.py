@@ -113,10 +113,7 @@ def init_params(
     """
     validation.key("key", key)
     units = validation.units(units)
-    number = validation.integer("in_features", in_features)
-    if number is None:
-        raise TypeError(f"`in_features` must be a positive integer, got {validation.describe(in_features)}.")
-    in_features = validation.positive("in_features", number)
+    in_features = validation.in_features(in_features)
     validation.flag("use_bias", use_bias)
     validation.dtype("dtype", dtype)
     table: dict[str, tuple[str, Any, tuple[int, ...]]] = {

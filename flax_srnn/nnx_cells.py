@@ -45,10 +45,7 @@ class SimpleCellModule(Checked, options.CellOptions, _InFeatures):
     def make(self, rngs: nnx.Rngs) -> None:
         """Checks the arguments and makes all variables."""
         self.check()
-        in_features = validation.integer("in_features", self.in_features)
-        if in_features is None:
-            raise TypeError(f"`in_features` must be a positive integer, got {validation.describe(self.in_features)}.")
-        self.in_features = nnx.static(validation.positive("in_features", in_features))
+        self.in_features = nnx.static(validation.in_features(self.in_features))
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be a flax.nnx.Rngs, got {validation.describe(rngs)}.")
         for name, (initializer, shape) in self.parameters(self.in_features).items():

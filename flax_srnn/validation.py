@@ -223,6 +223,13 @@ def units(value: Any) -> int:
     return positive("units", number)
 
 
+def in_features(value: Any) -> int:
+    number = integer("in_features", value)
+    if number is None:
+        raise TypeError(f"`in_features` must be a positive integer, got {describe(value)}.")
+    return positive("in_features", number)
+
+
 def positive(name: str, number: int) -> int:
     if not 0 < number < 2**31:
         expected = "a positive integer" if number <= 0 else "at most 2**31 - 1"
@@ -305,7 +312,7 @@ def initializer(argument: str, function: Callable[..., Any]) -> Callable[..., An
             value = function(key, shape, dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{argument}` cannot make an array of shape {shape}: {error}") from error
-        leaves = jax.tree.leaves(value)
+        leaves = jax.tree.leaves(getattr(value, "raw_value", value))  # flax.nnx.with_partitioning's box is no pytree
         if len(leaves) != 1 or getattr(leaves[0], "shape", None) != tuple(shape):
             raise ValueError(f"`{argument}` must return an array of shape {shape}, got {describe(value)}.")
         return value

@@ -1,0 +1,667 @@
+"""Model files from strangers: whatever stands in one, loading it ends in a result or a ValueError, soon, and writes nothing.
+
+Hand-made attacks first, then genuine files of Keras with random damage: to bytes, to the HDF5 file and the configuration inside
+an archive that is whole otherwise. A few hundred are tried in every run; for more, and a summary of what happened:
+
+    FLAX_SRNN_FUZZ=20000 pytest tests/test_hostile_files.py -k damaged -s
+"""
+
+import collections
+import json
+import os
+import random
+import re
+import resource
+import signal
+import struct
+import time
+import tracemalloc
+import warnings
+import zipfile
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from flax_srnn.interop import _build, _files, _hdf5
+from flax_srnn.interop.keras import convert, load_model, load_weights
+
+DATA = Path(__file__).parent / "data"
+FUZZ = int(os.environ.get("FLAX_SRNN_FUZZ", "400"))
+SECONDS = 20  # for one file, on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written_and_nothing_hangs(tmp_path, monkeypatch):
+    """Runs in an empty folder, which must be empty in the end, but for what tests put into `tmp_path / "in"`."""
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def too_long(*_):
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.fixture
+def inside(tmp_path):
+    return tmp_path / "in"
+
+
+def refused(path, match, load=load_weights):
+    """A ValueError that names the file, at little cost in memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=match or None) as caught:
+            load(path)
+        assert str(caught.value).startswith(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+# What is no file of Keras
+
+
+@pytest.mark.parametrize("load", [load_weights, load_model])
+def test_no_keras_file(inside, load):
+    with pytest.raises(FileNotFoundError):
+        load(inside / "absent.keras")
+    for name, content, match in [
+        ("empty.keras", b"", "no Keras file"),
+        ("text.h5", b"kernel = 3", "no Keras file"),
+        ("pickle.h5", b"\x80\x04\x95\x10", "no Keras file"),
+        ("signature.h5", _hdf5.SIGNATURE, "damaged"),
+        ("start.keras", b"PK\x03\x04", "archive is damaged"),
+        ("end.keras", b"PK\x05\x06" + bytes(18), "no 'config.json'"),
+    ]:
+        (inside / name).write_bytes(content)
+        refused(inside / name, match, load)
+    refused(inside, "folder|directory", load)
+    os.mkfifo(inside / "pipe.keras")
+    refused(inside / "pipe.keras", "not a regular file", load)
+
+
+def test_a_file_that_is_too_large_is_not_read(inside):
+    with open(inside / "sparse.h5", "wb") as file:
+        file.truncate(_files.MAX_FILE_BYTES + 1)
+    refused(inside / "sparse.h5", f"at most {_files.MAX_FILE_BYTES}")
+
+
+# HDF5
+
+
+def simple_rnn(file, name="simple_rnn", shapes=((4, 3), (3, 3), (3,))):
+    group = file.create_group(f"layers/{name}/cell/vars")
+    for i, shape in enumerate(shapes):
+        group[str(i)] = np.ones(shape, np.float32)
+    return group
+
+
+def write_h5(path, change, **options):
+    with h5py.File(path, "w", **options) as file:
+        change(file, simple_rnn(file))
+
+
+def replace(make):
+    """A change that puts something else in the place of the kernel."""
+
+    def change(file, group):
+        del group["0"]
+        make(group)
+
+    return change
+
+
+def filled(group, **options):
+    group.create_dataset("0", dtype="f4", **options)
+
+
+def hollow(group, shape=(2**20, 2**20)):
+    """Declared contiguous, by default of 4 TB, and never written."""
+    space, plist = h5py.h5s.create_simple(shape), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+    h5py.h5d.create(group.id, b"0", h5py.h5t.IEEE_F32LE, space, plist)
+
+
+def virtual(group):
+    layout = h5py.VirtualLayout((4, 3), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (4, 3))
+    group.create_virtual_dataset("0", layout)
+
+
+def cycle(file, group):
+    group["self"] = file["layers"]
+
+
+def two_names(file, group):
+    file["layers/again"] = file["layers/simple_rnn"]
+
+
+def deep(file, group):
+    file.create_group("/".join("x" * 200))
+
+
+HDF5 = {
+    "soft link": (replace(lambda g: g.__setitem__("0", h5py.SoftLink("/layers"))), "soft link"),
+    "dangling soft link": (lambda f, g: f.__setitem__("layers/other", h5py.SoftLink("/nowhere")), "soft link"),
+    "external link": (replace(lambda g: g.__setitem__("0", h5py.ExternalLink("/etc/passwd", "/x"))), "external link"),
+    "stored outside": (replace(lambda g: filled(g, shape=(4, 3), external=[("/etc/passwd", 0, 48)])), "other files"),
+    "virtual": (replace(virtual), "virtual"),
+    "chunked": (replace(lambda g: filled(g, shape=(4, 3), chunks=(2, 3))), "in chunks"),
+    "compressed": (replace(lambda g: filled(g, shape=(4, 3), compression="gzip")), "compressed"),
+    "fill value": (replace(lambda g: filled(g, shape=(2**20, 2**20), chunks=(4, 4), fillvalue=1)), "in chunks"),
+    "hollow": (replace(hollow), "not in the file"),
+    "integers": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), np.int32))), "integer"),
+    "complex": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), complex))), "compound|complex"),
+    "long double": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), np.longdouble))), "not IEEE"),
+    "text": (replace(lambda g: g.__setitem__("0", [["a"] * 3] * 4)), "string"),
+    "booleans": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), bool))), "enum"),
+    "unexplained bytes": (replace(lambda g: g.__setitem__("0", np.zeros((4, 3), "V2"))), "opaque"),
+    "references": (replace(lambda g: g.__setitem__("0", np.array([g.ref], h5py.ref_dtype))), "reference"),
+    "a group": (replace(lambda g: g.create_group("0")), "'kernel' .* is missing"),
+    "missing": (replace(lambda g: None), "'kernel' .* is missing"),
+    "cycle": (cycle, "twice"),
+    "two names": (two_names, "twice"),
+    "deep": (deep, "nested"),
+    "kernel transposed": (replace(lambda g: g.__setitem__("0", np.ones((3, 4), "f4"))), "'recurrent_kernel' .* shape"),
+    "kernel of rank 3": (replace(lambda g: g.__setitem__("0", np.ones((1, 4, 3), "f4"))), "'kernel' .* shape"),
+    "a scalar": (replace(lambda g: g.__setitem__("0", np.float32(1))), "'kernel' .* shape"),
+    "empty": (replace(lambda g: g.__setitem__("0", np.ones((0, 3), "f4"))), "'kernel' .* shape"),
+    "null": (replace(lambda g: g.__setitem__("0", h5py.Empty("f4"))), "shape"),
+    "an array too many": (lambda f, g: g.__setitem__("3", np.ones(3, "f4")), "not known here"),
+    "unknown layer": (lambda f, g: f.__setitem__("layers/conv1d/vars/0", np.ones((3, 4, 5), "f4")), "conv1d"),
+    "same name": (
+        lambda f, g: [
+            simple_rnn(f, n) and f[f"layers/{n}"].create_group("vars").attrs.update(name="a") for n in ("b", "c")
+        ],
+        "two layers",
+    ),
+    "name that is no text": (
+        lambda f, g: f["layers/simple_rnn"].create_group("vars").attrs.update(name=np.ones(3)),
+        "strings",
+    ),
+    "name of a megabyte": (
+        lambda f, g: f["layers/simple_rnn"].create_group("vars").attrs.update(name="x" * 2**20),
+        "at most",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HDF5)
+def test_hostile_hdf5(name, inside):
+    change, match = HDF5[name]
+    path = inside / "a.weights.h5"
+    write_h5(path, change)
+    refused(path, match)
+
+
+def test_what_is_beside_the_layers_is_not_read(inside):
+    def change(file, group):
+        file["optimizer/vars/0"] = np.int64(3)
+        file["metrics/mean/vars/0"] = np.float32(3)
+        file["layers/simple_rnn/cell/seed_generator/vars/0"] = np.ones(2, np.uint32)
+        file["vars/0"] = h5py.Empty("f4")
+
+    write_h5(inside / "a.weights.h5", change)
+    assert list(load_weights(inside / "a.weights.h5")["simple_rnn"]) == ["kernel", "recurrent_kernel", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"libver": "latest"}, "superblock version"),
+        ({"track_order": True}, "new-style|version"),
+        ({"userblock_size": 512}, "no Keras file"),
+    ],
+)
+def test_layouts_that_keras_does_not_write(options, match, inside):
+    write_h5(inside / "a.weights.h5", lambda file, group: None, **options)
+    refused(inside / "a.weights.h5", match)
+
+
+def test_steps_are_limited(inside, monkeypatch):
+    write_h5(inside / "a.weights.h5", lambda file, group: None)
+    load_weights(inside / "a.weights.h5")
+    monkeypatch.setattr(_hdf5, "MAX_STEPS", 20)
+    refused(inside / "a.weights.h5", "more than 20 objects")
+
+
+def test_overlapping_arrays(inside):
+    """Twenty kernels at one and the same place would fill twenty times the memory of the file."""
+    path = inside / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        first = simple_rnn(file, "simple_rnn", ((1000, 100), (100, 100), (100,)))
+        for i in range(1, 20):
+            group = simple_rnn(file, f"simple_rnn_{i}", ((1, 1), (100, 100), (100,)))
+            del group["0"]
+            hollow(group, (1000, 100))
+        offset = first["0"].id.get_offset()
+    nowhere, here = (struct.pack("<QQ", at, 400_000) for at in (2**64 - 1, offset))
+    data = path.read_bytes()
+    assert data.count(nowhere) == 19
+    path.write_bytes(data.replace(nowhere, here))
+    refused(path, "overlap")
+
+
+# Archives and JSON
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory):
+    """Files of tf.keras 2.15 and Keras 3.6."""
+    folder = tmp_path_factory.mktemp("genuine")
+    for version in ("2.15.0", "3.6.0"):
+        with zipfile.ZipFile(DATA / f"keras_{version}.zip") as archive:
+            archive.extractall(folder / version)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def members(genuine):
+    """The three members of a genuine archive."""
+    with zipfile.ZipFile(genuine / "3.6.0" / "plain.keras") as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_archive(path, members, *more, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile warns of what it is made to write
+        for name, content in [*members.items(), *more]:
+            archive.writestr(name, content)
+
+
+def test_archive_as_written_and_as_recompressed(members, inside):
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        write_archive(inside / "a.keras", members, ("assets/words.txt", "a"), method=method)
+        assert list(load_weights(inside / "a.keras")) == ["simple_rnn", "both", "last", "dense"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil", "\\evil"])
+def test_members_that_leave_the_folder(name, members, inside):
+    write_archive(inside / "a.keras", members, (name, "x"))
+    refused(inside / "a.keras", "leaves its folder")
+
+
+@pytest.mark.parametrize("bomb", ["config.json", "model.weights.h5", "assets/other"])
+def test_bombs(bomb, members, inside):
+    write_archive(inside / "a.keras", {**members, bomb: bytes(300 * 2**20)}, method=zipfile.ZIP_DEFLATED)
+    refused(inside / "a.keras", "compressed more than")
+
+
+def test_sizes_that_are_not_true(members, inside):
+    path = inside / "a.keras"
+    write_archive(path, members)
+    size = struct.pack("<I", len(members["config.json"]))
+    for wrong, match in ((2**31 - 1, "compressed more|at most"), (len(members["config.json"]) + 100, ""), (5, "")):
+        path.write_bytes(path.read_bytes().replace(size, struct.pack("<I", wrong)))
+        refused(path, match)
+        write_archive(path, members)
+
+
+def test_other_archives(members, inside):
+    path = inside / "a.keras"
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        write_archive(path, members, method=method)
+        refused(path, "other than deflate")
+    write_archive(path, members, ("config.json", "{}"))
+    refused(path, "two members 'config.json'")
+    write_archive(path, members, *((f"assets/{i}", "") for i in range(_files.MAX_MEMBERS)))
+    refused(path, "more than 1000 members")
+    for name in members:
+        write_archive(path, {k: v for k, v in members.items() if k != name})
+        refused(path, f"no '{name}'")
+    write_archive(path, members)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    refused(path, "encrypted")
+    write_archive(path, members)
+    data = bytearray(path.read_bytes())
+    data[data.index(_hdf5.SIGNATURE) + 5000] ^= 1
+    path.write_bytes(data)
+    refused(path, "CRC|damaged")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"", "JSON is damaged"),
+        (b"{", "JSON is damaged"),
+        (b"\xff{}", "JSON is damaged"),
+        (b"[]", "not an object"),
+        (b"3", "not an object"),
+        (b"1" * 10_000, "JSON is damaged"),
+        (b"[" * 100_000, "nested 100000 deep"),
+        (b'{"a":' * 200 + b"1" + b"}" * 200, "nested 200 deep"),
+        (b'{"class_name": "' + b"[" * 10_000 + b'", "config": {}}', ""),
+        (b'{"class_name": "' + b"\\\\" * 10_000 + b'"}', ""),
+        (b'{"class_name": "\\ud800", "config": {}}', ""),
+        (b'{"class_name": NaN, "config": {}}', ""),
+        (b" " * (_files.MAX_JSON_BYTES + 1), "at most"),
+    ],
+)
+def test_json(text, match, members, inside):
+    write_archive(inside / "a.keras", {**members, "config.json": text})
+    refused(inside / "a.keras", match, load_model)
+
+
+# Models. Each change is made to the configuration of a genuine file.
+
+
+def layer(config, position):
+    return config["config"]["layers"][position]["config"]
+
+
+def change_layer(position, **arguments):
+    return lambda config: layer(config, position).update(arguments)
+
+
+def inserted(kind, position=1, **arguments):
+    added = {
+        "module": "keras.layers",
+        "class_name": kind,
+        "config": {"name": "added", **arguments},
+        "registered_name": None,
+    }
+    return lambda config: config["config"]["layers"].insert(position, added)
+
+
+def wrapped(times):
+    def change(config):
+        inner = config["config"]["layers"][1:]
+        for i in range(times):
+            inner = [{"class_name": "Sequential", "config": {"name": f"s{i}", "layers": inner}}]
+        config["config"]["layers"][1:] = inner
+
+    return change
+
+
+CODE = {"class_name": "__lambda__", "config": {"value": "4wEAAAAAAAAA", "defaults": None, "closure": None}}
+
+# Positions: 0 InputLayer (None, 5, 3), 1 Masking, 2 SimpleRNN(4), 3 Bidirectional, 4 RNN, 5 Dense.
+MODELS = {
+    "functional": (lambda c: c.update(class_name="Functional"), "'Functional' cannot be represented"),
+    "custom model": (lambda c: c.update(class_name="Mine", module="mine", registered_name="Mine"), "Mine"),
+    "lambda": (inserted("Lambda", function=CODE), "'Lambda' cannot be represented"),
+    "code as activation": (change_layer(2, activation=CODE), "__lambda__"),
+    "module as activation": (
+        change_layer(5, activation={"module": "os", "class_name": "function", "config": "system"}),
+        "os",
+    ),
+    "threshold": (change_layer(5, activation="threshold"), "threshold"),
+    "unknown argument": (change_layer(2, surprise=1), "'surprise'"),
+    "unknown argument of Dense": (change_layer(5, surprise=1), "`surprise`"),
+    "unknown layer": (inserted("Conv1D"), "'Conv1D' cannot be represented"),
+    "custom layer": (
+        lambda c: c["config"]["layers"][5].update(module="mine", registered_name="mine>Dense"),
+        "custom object",
+    ),
+    "wrong units": (change_layer(5, units=3), "shape"),
+    "huge units": (change_layer(5, units=2**31 - 1), "shape"),
+    "huge recurrent units": (change_layer(2, units=2**31 - 1), ""),
+    "impossible units": (change_layer(2, units=2**70), ""),
+    "impossible dense units": (change_layer(5, units=-1), "`units`"),
+    "units that are text": (change_layer(2, units="4"), "units"),
+    "rate that is text": (inserted("Dropout", rate="half"), "rate"),
+    "rate above 1": (inserted("Dropout", rate=2), "rate"),
+    "momentum that is text": (inserted("BatchNormalization", momentum="0.9"), "momentum"),
+    "epsilon below 0": (inserted("LayerNormalization", epsilon=-1), "epsilon"),
+    "axis that is text": (inserted("LayerNormalization", axis="last"), "axis"),
+    "mask value": (change_layer(1, mask_value=[0.5]), "mask_value"),
+    "noise shape": (inserted("Dropout", rate=0.5, noise_shape=[1]), "noise_shape"),
+    "channels first": (inserted("Flatten", data_format="channels_first"), "data_format"),
+    "time distributed too deep": (
+        inserted("TimeDistributed", layer={"class_name": "SimpleRNN", "config": {"units": 3}}),
+        "only of Dense",
+    ),
+    "time distributed of nothing": (inserted("TimeDistributed"), "'layer'"),
+    "dtype": (change_layer(5, dtype="int8"), "dtype"),
+    "several outputs inside": (change_layer(2, return_state=True), "applied"),
+    "no sequence for an RNN": (change_layer(2, return_sequences=False), "applied"),
+    "stateful without a batch": (change_layer(2, stateful=True), "batch size"),
+    "time major": (change_layer(2, time_major=True), "time_major"),
+    "both forwards": (lambda c: layer(c, 3)["backward_layer"]["config"].update(go_backwards=False), "directions"),
+    "merge mode": (change_layer(3, merge_mode="max"), "merge_mode"),
+    "no name": (lambda c: layer(c, 2).pop("name"), "name"),
+    "same names": (change_layer(5, name="last"), "name"),
+    "no layers": (lambda c: c["config"].update(layers=[]), "no layers"),
+    "layers of text": (lambda c: c["config"].update(layers=["Dense"]), "configuration"),
+    "no shape": (
+        lambda c: (c["config"]["layers"].pop(0), c["config"].pop("build_input_shape", 0)),
+        "before it was built",
+    ),
+    "shape of text": (change_layer(0, batch_shape="ab"), "shape"),
+    "negative shape": (change_layer(0, batch_shape=[None, -1, 3]), "shape"),
+    "shape of too few": (change_layer(0, batch_shape=[None]), "applied"),
+    "impossible shape": (change_layer(0, batch_shape=[None, 2**62, 3]), "shape"),
+    "other features": (change_layer(0, batch_shape=[None, 5, 30]), "shape"),
+    "overflowing product": (
+        lambda c: (change_layer(0, batch_shape=[None, 2**31 - 1, 2**31 - 1])(c), inserted("Flatten")(c)),
+        "",
+    ),
+    "long unrolled": (
+        lambda c: (change_layer(0, batch_shape=[None, 10**6, 3])(c), change_layer(2, unroll=True)(c)),
+        "at most 10000 are unrolled",
+    ),
+    "ragged": (change_layer(0, ragged=True), "ragged"),
+    "a thousand layers": (
+        lambda c: [inserted("Activation", name=f"a{i}", activation="relu")(c) for i in range(_build.MAX_LAYERS)],
+        "at most 1000",
+    ),
+    "nested too deeply": (wrapped(50), "deep"),
+}
+
+
+def rewritten(members, change):
+    config = json.loads(members["config.json"])
+    change(config)
+    return {**members, "config.json": json.dumps(config)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hostile_models(name, members, inside):
+    change, match = MODELS[name]
+    path = inside / "a.keras"
+    write_archive(path, rewritten(members, change))
+    refused(path, match, load_model)
+
+
+def test_odd_models_that_are_fine(members, inside):
+    path = inside / "a.keras"
+    for name in ("apply", "layers", "scope", "parent", "name", "a/b", "cells_0", "Ω", "__class__"):
+        write_archive(path, rewritten(members, change_layer(5, name=name)))
+        module, variables = load_model(path)
+        assert name in variables["params"]
+        assert module.apply(variables, np.ones((1, 5, 3))).shape == (1, 2)
+    write_archive(path, rewritten(members, change_layer(0, batch_shape=[None, 10**9, 3])))
+    module, _ = load_model(path)
+    assert module.input_shape == (None, 10**9, 3)
+
+
+def test_weights_alone_are_no_model(inside):
+    write_h5(inside / "a.weights.h5", lambda file, group: None)
+    refused(inside / "a.weights.h5", "weights and no model", load_model)
+
+
+def test_folders_of_convert(members, inside):
+    write_archive(inside / "a.keras", members)
+    convert(inside / "a.keras", inside / "out")
+    path = inside / "out" / "variables.msgpack"
+    good = path.read_bytes()
+    load_model(inside / "out")
+    for bad in (
+        b"",
+        b"\xc1",
+        good[:-9],
+        good[:100],
+        b"\xdd\xff\xff\xff\xff",
+        b"\x81\xa6params" + b"\x81\xa1a" * 5000 + b"\xc0",
+    ):
+        path.write_bytes(bad)
+        refused(inside / "out", "", load_model)
+    path.write_bytes(good.replace(b"float32", b"complex"))
+    refused(inside / "out", "", load_model)
+    path.unlink()
+    refused(inside / "out", "no 'variables.msgpack'", load_model)
+
+
+# Damage
+
+
+def damaged_bytes(rng, data):
+    """One kind of damage to a file's bytes, near its structure more often than not."""
+    data = bytearray(data)
+    marks = [
+        m.start()
+        for m in re.finditer(
+            rb"TREE|SNOD|HEAP|GCOL|OHDR|\x89HDF|PK\x01\x02|PK\x03\x04|PK\x05\x06|\x01\x00.\x00\x01\x00\x00\x00", data
+        )
+    ]
+    near = rng.choice(marks) + rng.randrange(96) if marks and rng.random() < 0.7 else rng.randrange(len(data))
+    at = min(near, len(data) - 8)
+    length = rng.choice([1, 2, 4, 8, 8, 32])
+    values = [
+        bytes(length),
+        b"\xff" * length,
+        rng.randbytes(length),
+        rng.randrange(len(data)).to_bytes(8, "little"),
+        (2**40).to_bytes(8, "little"),
+    ]
+    match rng.randrange(6):
+        case 0:
+            data[at] ^= 1 << rng.randrange(8)
+        case 1:
+            piece = rng.choice(values)
+            data[at : at + len(piece)] = piece
+        case 2:
+            other = rng.randrange(len(data))
+            data[at : at + length] = data[other : other + length]
+        case 3:
+            del data[at:]
+        case 4:
+            del data[at : at + length]
+        case 5:
+            data[at:at] = rng.randbytes(length)
+    return bytes(data)
+
+
+def damaged_json(rng, text):
+    """A configuration with one entry removed, repeated, renamed or replaced by another or by something odd."""
+    config = json.loads(text)
+    entries = []
+
+    def collect(node):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            entries.append((node, key))
+            if isinstance(node[key], (dict, list)):
+                collect(node[key])
+
+    collect(config)
+    node, key = rng.choice(entries)
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        3,
+        2**63,
+        1e308,
+        float("nan"),
+        "",
+        "x",
+        "relu",
+        "apply",
+        "mixed_bfloat16",
+        [],
+        [None],
+        {},
+        [[]],
+        {"class_name": "Dense"},
+    ]
+    match rng.randrange(5):
+        case 0:
+            del node[key]
+        case 1 if isinstance(node, dict):
+            node[rng.choice(["name", "units", "x", "class_name", "stateful"])] = node.pop(key)
+        case 2:
+            other, at = rng.choice(entries)
+            node[key] = (
+                json.loads(json.dumps(other[at]))
+                if not isinstance(other[at], (dict, list)) or rng.random() < 0.5
+                else 3
+            )
+        case _:
+            node[key] = rng.choice(odd)
+    return json.dumps(config)
+
+
+def damaged(rng, genuine, inside):
+    """A damaged file, at a new path."""
+    folder = genuine / rng.choice(["2.15.0", "3.6.0"])
+    source = rng.choice(sorted(path for path in folder.iterdir() if path.suffix in (".keras", ".h5")))
+    path = inside / source.name
+    if source.suffix != ".keras" or rng.random() < 0.2:
+        path.write_bytes(damaged_bytes(rng, source.read_bytes()))
+        return path
+    with zipfile.ZipFile(source) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if rng.random() < 0.4:
+        members["model.weights.h5"] = damaged_bytes(rng, members["model.weights.h5"])
+    else:
+        members["config.json"] = damaged_json(rng, members["config.json"])
+    write_archive(path, members)
+    return path
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_damaged_files(part, genuine, inside):
+    outcomes: collections.Counter = collections.Counter()
+    slowest = 0.0
+    for number in range(part, FUZZ, 4):
+        rng = random.Random(number)
+        path = damaged(rng, genuine, inside)
+        for load in (load_weights, load_model):
+            signal.alarm(SECONDS)
+            start = time.perf_counter()
+            try:
+                result = load(path)
+            except ValueError as error:
+                outcomes[f"{load.__name__}: ValueError{'' if str(path) in str(error) else ' without the path'}"] += 1
+            except BaseException as error:
+                raise AssertionError(f"number {number}, {path.name}, {load.__name__}: {error!r}") from error
+            else:
+                outcomes[f"{load.__name__}: loaded"] += 1
+                for leaf in jax.tree.leaves(result[1] if load is load_model else result):
+                    assert isinstance(leaf, jax.Array)
+            slowest = max(slowest, time.perf_counter() - start)
+        path.unlink()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"\n{sum(outcomes.values()) // 2} files: {dict(outcomes)}, slowest {slowest:.2f} s, peak memory {peak:.0f} MB"
+    )
+    assert peak < 4000
+    assert not any("without" in outcome for outcome in outcomes)
+
+
+def test_a_damaged_model_that_loads_applies(genuine, inside):
+    """What loads, works: a few of the configurations that survived damage are really computed."""
+    rng, computed = random.Random(0), 0
+    with zipfile.ZipFile(genuine / "3.6.0" / "plain.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    while computed < 5:
+        write_archive(inside / "a.keras", {**members, "config.json": damaged_json(rng, members["config.json"])})
+        try:
+            module, variables = load_model(inside / "a.keras")
+        except ValueError:
+            continue
+        batch, *sizes = module.input_shape
+        module.apply(variables, np.ones((batch or 2, *(size or 3 for size in sizes)), np.float32))
+        computed += 1
