@@ -126,6 +126,9 @@ def any_drive(
     implementation: str | None,
     return_sequences: bool,
     remat: bool | None,
+    chunks: int | None,
+    tol: float | None,
+    max_sweeps: int | None,
 ) -> tuple[Any, Any, jax.Array]:
     """The drive of any other cell, differentiated by JAX, in every mode.
 
@@ -209,6 +212,9 @@ def layer(
             implementation=o.implementation,
             return_sequences=o.return_sequences or not last,
             remat=o.remat,
+            chunks=o.chunks,
+            tol=o.tol,
+            max_sweeps=o.max_sweeps,
         )
         initials.append(initial)
         finals.append(final)

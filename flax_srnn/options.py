@@ -154,6 +154,9 @@ class LayoutOptions:
     keep_order: bool = False
     implementation: str | None = None
     remat: bool | None = None
+    chunks: int | None = None
+    tol: float | None = None
+    max_sweeps: int | None = None
 
 
 @dataclasses.dataclass
@@ -216,6 +219,7 @@ def check(options: Any) -> None:
         validation.unroll(options.unroll)
     if "implementation" in fields:
         validation.implementation(options.implementation)
+        validation.sweeping(options.implementation, options.chunks, options.tol, options.max_sweeps)
     if "remat" in fields and options.remat is not None:
         validation.flag("remat", options.remat)
     if "merge_mode" in fields:

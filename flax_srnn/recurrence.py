@@ -44,8 +44,10 @@ from jax.interpreters import ad, batching, mlir
 from flax_srnn import activations
 from flax_srnn.cell import cell_step
 
-CHUNK_ELEMENTS = 2**20
-"""Elements of hidden state (B·K·U) in a chunk of K steps: about 4 MB in float32, so that a chunk stays in cache."""
+CHUNK_ELEMENTS = 2**18
+"""Elements of hidden state (B·K·U) in a chunk of K steps: 1 MB in float32, so that a chunk's arrays stay in cache."""
+CHUNK_STEPS = 8
+"""The least number of steps in a chunk, however large a step is."""
 CHECKPOINT_BYTES = 32 * 2**20
 """States larger than this are recomputed in the backward pass unless they are the output anyway."""
 SMALL_STEP = 256
@@ -93,7 +95,7 @@ class Options:
 @functools.partial(jax.jit, static_argnums=0)
 def run(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
     """(final state (B, U), record) by the chunked loop with the hand-written backward pass (reverse mode only)."""
-    return _scan(options, jax.tree.map(_reverse_mode_only, _same_manual_axes(operands)))
+    return _scan(options, reverse_mode_only(operands))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -134,53 +136,66 @@ def plain(options: Options, operands: Operands) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
-    batch, steps, units = _sizes(options, operands)
-    size = _chunk_size(options, operands)
-    states = _zeros(operands, _layout(options, batch, steps, units)) if options.record == "states" else None
-
-    def chunk(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
-        h, states = carry
-        carry = _forward_chunk(options, operands, start, count, h, states, start)
-        return carry, h if options.record == "checkpoints" else None
-
-    (final, states), checkpoints = _for_chunks(
-        chunk, (operands.initial_state, states), steps, size, options.reverse, options.unroll
-    )
+    final, states, checkpoints = forward(options, operands, empty_states(options, operands))
     return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[options.record]
 
 
-def _forward_chunk(
-    options: Options, operands: Operands, start: Any, count: int, h: jax.Array, buffer: Any, offset: Any
-) -> tuple[jax.Array, Any]:
-    """Runs steps [start, start + count) from state `h`; writes state number k to place offset + k of `buffer`, if any."""
-    axis, o = options.time_axis, operands
-    x = _window(o.inputs, start, count, axis)
-    mask, resets = (None if flags is None else _window(flags, start, count, 1) for flags in (o.mask, o.resets))
-    hoisted = _hoists(options, operands)
-    z = _project(options, operands, x, mask, axis) if hoisted else None
+def empty_states(options: Options, operands: Operands) -> jax.Array | None:
+    """Where all states go, if they are recorded."""
+    return _zeros(operands, _layout(options, *_sizes(options, operands))) if options.record == "states" else None
 
-    def step(carry: tuple[jax.Array, Any], k: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+
+def forward(options: Options, operands: Operands, states: jax.Array | None) -> tuple[jax.Array, Any, Any]:
+    """(final state, `states` overwritten with all states, one state at the start of every chunk), the last two if recorded."""
+
+    def chunk(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
+        h, states = carry
+        carry = _forward_chunk(options, operands, start, count, h, states, 0)
+        return carry, h if options.record == "checkpoints" else None
+
+    steps, size = operands.inputs.shape[options.time_axis], _chunk_size(options, operands)
+    (final, states), checkpoints = _for_chunks(
+        chunk, (operands.initial_state, states), steps, size, options.reverse, options.unroll
+    )
+    return final, states, checkpoints
+
+
+def _forward_chunk(
+    options: Options, operands: Operands, start: Any, count: int, h: jax.Array, buffer: Any, first: Any
+) -> tuple[jax.Array, Any]:
+    """Runs steps [start, start + count) from state `h`; writes the state of step t to t - first in `buffer`, if any."""
+    axis, o = options.time_axis, operands
+    hoisted = _hoists(options, operands)
+    z = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
+
+    def step(carry: tuple[jax.Array, Any], t: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
         h, buffer = carry
-        m, r = _at(mask, k, 1), _at(resets, k, 1)
+        m, r = _at(o.mask, t, 1), _at(o.resets, t, 1)
         if o.reset_state is not None:
             h = _select(r, o.reset_state, h)
-        z_k = _at(z, k, axis) if hoisted else _project(options, operands, _at(x, k, axis), m, None)
+        z_t = _at(z, t - start, axis) if hoisted else _project(options, o, _at(o.inputs, t, axis), m, None)
+        if o.bias is not None:
+            z_t = z_t + o.bias[None]
         recurrent = h if o.recurrent_dropout_mask is None else h * o.recurrent_dropout_mask
-        a = z_k + jnp.dot(recurrent, o.recurrent_kernel, precision=options.precision)
+        a = z_t + jnp.dot(recurrent, o.recurrent_kernel, precision=options.precision)
         h = _select(m, options.activation(a), h)
         if buffer is not None:
-            buffer = lax.dynamic_update_index_in_dim(buffer, h, offset + k, axis)
+            buffer = lax.dynamic_update_index_in_dim(buffer, h, t - first, axis)
         return (h, buffer), None
 
-    carry, _ = lax.scan(step, (h, buffer), jnp.arange(count), reverse=options.reverse, unroll=options.unroll)
+    carry, _ = lax.scan(step, (h, buffer), start + jnp.arange(count), reverse=options.reverse, unroll=options.unroll)
     return carry
 
 
+def _windows(options: Options, o: Operands, start: Any, count: int) -> tuple[jax.Array, jax.Array | None]:
+    """Inputs and mask of the steps [start, start + count)."""
+    mask = None if o.mask is None else _window(o.mask, start, count, 1)
+    return _window(o.inputs, start, count, options.time_axis), mask
+
+
 def _project(options: Options, o: Operands, x: jax.Array, mask: jax.Array | None, axis: int | None) -> jax.Array:
-    """(x ∘ d_x) W + b for a chunk of inputs (`axis`: of time) or for one step (`axis` None)."""
-    x = _dropped(x, mask, o.input_dropout_mask, axis)
-    z = jnp.dot(x, o.kernel, precision=options.precision)
-    return z if o.bias is None else z + jnp.broadcast_to(o.bias, z.shape)
+    """(x ∘ d_x) W for a chunk of inputs (`axis`: of time) or for one step (`axis` None); b is added inside the loop."""
+    return jnp.dot(_dropped(x, mask, o.input_dropout_mask, axis), o.kernel, precision=options.precision)
 
 
 def _dropped(x: jax.Array, mask: jax.Array | None, dropout_mask: jax.Array | None, axis: int | None) -> jax.Array:
@@ -208,7 +223,7 @@ def _scan_backward(options: Options, residuals: Any, cotangents: Any) -> tuple[O
     final_cotangent, states_cotangent = cotangents
     if options.record != "states":
         states_cotangent = None
-    return (_pullback(_recording(options, operands), operands, record, final_cotangent, states_cotangent),)
+    return (pullback(_recording(options, operands), operands, record, final_cotangent, states_cotangent),)
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
@@ -226,7 +241,7 @@ def _recording(options: Options, operands: Operands) -> Options:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pullback(
+def pullback(
     options: Options, o: Operands, record: Any, final_cotangent: jax.Array, states_cotangent: jax.Array | None
 ) -> Operands:
     """The cotangents of all operands (None for the flags)."""
@@ -239,33 +254,37 @@ def _pullback(
 
     def chunk(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
         c, sums, inputs_cotangent = carry
-        x = _window(o.inputs, start, count, axis)
-        mask, resets = (None if flags is None else _window(flags, start, count, 1) for flags in (o.mask, o.resets))
-        g = None if states_cotangent is None else _window(states_cotangent, start, count, axis)
+        x, mask = _windows(options, o, start, count)
         if options.record == "states":
             states = _window(record, start, count, axis)
             before = _state_before(options, o, record, start, count)
         else:
             before = checkpoint
             buffer = _zeros(o, _layout(options, batch, count, units))
-            _, states = _forward_chunk(options, o, start, count, before, buffer, 0)
+            _, states = _forward_chunk(options, o, start, count, before, buffer, start)
         s = _shifted(states, before, axis, options.reverse)
-        if resets is not None and o.reset_state is not None:
-            flags = resets.T if axis == 0 else resets
+        if o.resets is not None and o.reset_state is not None:
+            flags = _window(o.resets, start, count, 1)
+            flags = flags.T if axis == 0 else flags
             s = jnp.where(flags[..., None], jnp.expand_dims(o.reset_state, axis), s)
-        s_dropped = _dropped(s, None, o.recurrent_dropout_mask, axis)
-        a = None if from_output else _project(options, o, x, mask, axis) + dot(s_dropped, o.recurrent_kernel)
+        # Made once and whole: otherwise XLA fuses the shift into the transposing copy for the product below, number by number.
+        s_dropped = lax.optimization_barrier(_dropped(s, None, o.recurrent_dropout_mask, axis))
+        if from_output:
+            # The loop reads the states where they stand, without a copy of the chunk's.
+            kept, first = (record, 0) if options.record == "states" else (states, start)
+        else:
+            kept, first = _project(options, o, x, mask, axis) + dot(s_dropped, o.recurrent_kernel), start
+            kept = kept if o.bias is None else kept + jnp.broadcast_to(o.bias, kept.shape)
 
-        def step(carry: tuple[jax.Array, Any, jax.Array], k: jax.Array) -> tuple[Any, None]:
+        def step(carry: tuple[jax.Array, Any, jax.Array], t: jax.Array) -> tuple[Any, None]:
             c, reset_cotangent, deltas = carry
-            m, r = _at(mask, k, 1), _at(resets, k, 1)
-            e = c if g is None else c + _at(g, k, axis)
-            if from_output:
-                delta = from_output(_at(states, k, axis), e)
-            else:
-                (delta,) = jax.vjp(options.activation, _at(a, k, axis))[1](e)
+            m, r = _at(o.mask, t, 1), _at(o.resets, t, 1)
+            e = c if states_cotangent is None else c + _at(states_cotangent, t, axis)
+            y = _at(kept, t - first, axis)
+            delta = from_output(y, e) if from_output else jax.vjp(options.activation, y)[1](e)[0]
             zero = jnp.zeros_like(e)
-            delta = _select(m, delta, zero)
+            # Used twice below: without the barrier XLA computes it twice.
+            delta = lax.optimization_barrier(_select(m, delta, zero))
             back = dot(delta, recurrent_kernel_t)
             if o.recurrent_dropout_mask is not None:
                 back = back * o.recurrent_dropout_mask
@@ -274,11 +293,15 @@ def _pullback(
             if r is not None:
                 reset_cotangent = reset_cotangent + _select(r, back, zero)
                 back = _select(r, zero, back)
-            return (back, reset_cotangent, lax.dynamic_update_index_in_dim(deltas, delta, k, axis)), None
+            return (back, reset_cotangent, lax.dynamic_update_index_in_dim(deltas, delta, t - start, axis)), None
 
         deltas = _zeros(o, _layout(options, batch, count, units))
         (c, reset_cotangent, deltas), _ = lax.scan(
-            step, (c, sums.reset_state, deltas), jnp.arange(count), reverse=not options.reverse, unroll=options.unroll
+            step,
+            (c, sums.reset_state, deltas),
+            start + jnp.arange(count),
+            reverse=not options.reverse,
+            unroll=options.unroll,
         )
         projected_back = dot(deltas, kernel_t)
         sums = sums._replace(
@@ -298,7 +321,8 @@ def _pullback(
         )
         return (c, sums, inputs_cotangent), None
 
-    sums = jax.tree.map(jnp.zeros_like, o._replace(inputs=None, initial_state=None, mask=None, resets=None))
+    summed: Any = {"inputs": None, "initial_state": None, "mask": None, "resets": None}
+    sums = jax.tree.map(jnp.zeros_like, o._replace(**summed))
     (c, sums, inputs_cotangent), _ = _for_chunks(
         chunk,
         (final_cotangent, sums, jnp.zeros_like(o.inputs)),
@@ -312,7 +336,7 @@ def _pullback(
 
 
 def _pullback_forward(options: Options, o: Operands, record: Any, *cotangents: Any) -> tuple[Operands, Any]:
-    return _pullback(options, o, record, *cotangents), (o, cotangents)
+    return pullback(options, o, record, *cotangents), (o, cotangents)
 
 
 def _pullback_backward(options: Options, residuals: Any, outer: Operands) -> tuple[Any, ...]:
@@ -329,7 +353,7 @@ def _pullback_backward(options: Options, residuals: Any, outer: Operands) -> tup
     return operands_cotangent, None, *others
 
 
-_pullback.defvjp(_pullback_forward, _pullback_backward)
+pullback.defvjp(_pullback_forward, _pullback_backward)
 
 
 def _state_before(options: Options, o: Operands, states: jax.Array, start: Any, count: int) -> jax.Array:
@@ -363,6 +387,11 @@ _pushed_forward = Primitive("simple_rnn_tangent")
 """The identity on tangents, transposed to the identity on cotangents; to evaluate it means forward mode, an error."""
 
 
+def reverse_mode_only(operands: Operands) -> Operands:
+    """The operands, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
+    return jax.tree.map(_reverse_mode_only, _same_manual_axes(operands))
+
+
 @jax.custom_jvp
 def _reverse_mode_only(x: jax.Array) -> jax.Array:
     """x; a custom_vjp function cannot be pushed forward, and this says so in the user's words before JAX does."""
@@ -377,8 +406,8 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 def _refuse_forward_mode(*_: Any) -> Any:
     raise TypeError(
-        "`implementation`: 'scan', which None chooses too, has a hand-written backward pass and no forward mode (jvp, jacfwd, "
-        "hessian); pass implementation='autodiff' for that."
+        "`implementation`: 'scan', which None chooses too, and 'chunked' have a hand-written backward pass and no forward mode "
+        "(jvp, jacfwd, hessian); pass implementation='autodiff' for that."
     )
 
 
@@ -412,7 +441,7 @@ def _for_chunks(
         def one(carry: Any, now: tuple[jax.Array, Any]) -> tuple[Any, Any]:
             return body(carry, now[0] * size, size, now[1])
 
-        return lax.scan(one, carry, (jnp.arange(whole), xs[0]), reverse=descending, unroll=unroll)
+        return lax.scan(one, carry, (jnp.arange(whole), xs[0]), reverse=descending, unroll=unroll is True)
 
     if whole and not descending:
         carry, stacked = chunks(carry)
@@ -424,27 +453,36 @@ def _for_chunks(
 
 
 def _chunk_size(options: Options, operands: Operands) -> int:
+    """K: chunks as large as `CHUNK_ELEMENTS` allows and as equal as can be, so that hardly any rest is left."""
     batch, steps, units = _sizes(options, operands)
     if not isinstance(steps, int):
         return steps
     elements = batch * units if isinstance(batch, int) else units
-    return max(1, min(steps, max(8, CHUNK_ELEMENTS // max(1, elements))))
+    chunks = _ceil(steps, max(CHUNK_STEPS, CHUNK_ELEMENTS // max(1, elements)))
+    return max(1, _ceil(steps, max(1, chunks)))
+
+
+def _ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def _hoists(options: Options, operands: Operands) -> bool:
     """Whether the projection of the inputs is one product for the whole chunk, before the loop.
 
-    Not with a single feature, where it is no matrix product, nor at tiny sizes, where a second loop-free operation costs
-    more than it saves.
+    Not in three cases, each measured: for one row, where the kernel stays in cache and a chunk's product is no faster than
+    its steps'; for few features, where a step's product costs less than to write the chunk's and read it again; for tiny
+    steps, where one more operation costs more than it saves.
     """
     batch, _, units = _sizes(options, operands)
     in_features = operands.inputs.shape[-1]
-    return in_features != 1 and (not isinstance(batch, int) or batch * units * max(in_features, units) > SMALL_STEP)
+    if not isinstance(batch, int):
+        return 4 * in_features >= units
+    return batch > 1 and 4 * in_features >= units and batch * units * max(in_features, units) > SMALL_STEP
 
 
 def _sizes(options: Options, operands: Operands) -> tuple[int, int, int]:
     """B, T, U; B or T may be symbolic (`jax.export`), then decisions by size are skipped."""
-    return (*operands.initial_state.shape[:1], operands.inputs.shape[options.time_axis], operands.kernel.shape[1])
+    return operands.initial_state.shape[0], operands.inputs.shape[options.time_axis], operands.kernel.shape[1]
 
 
 def _layout(options: Options, batch: int, steps: int, width: int) -> tuple[int, int, int]:
@@ -466,7 +504,7 @@ def _select(flag: jax.Array | None, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _zeros(operands: Operands, shape: tuple[int, ...]) -> jax.Array:
     zeros = jnp.zeros(shape, operands.initial_state.dtype)
-    return _vary(zeros, _manual_axes(operands.initial_state))
+    return vary_like(zeros, operands.initial_state)
 
 
 def _same_manual_axes(operands: Operands) -> Operands:
@@ -479,6 +517,11 @@ def _same_manual_axes(operands: Operands) -> Operands:
     return jax.tree.map(lambda x: _vary(x, axes), operands)
 
 
+def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, varying over the manual mesh axes that `like` varies over."""
+    return _vary(x, _manual_axes(like))
+
+
 def _manual_axes(x: jax.Array) -> frozenset[str]:
     """The manual mesh axes that `x` varies over (newer JAX says so under another name)."""
     aval: Any = jax.typeof(x)
@@ -489,4 +532,7 @@ def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
     missing = tuple(sorted(axes - _manual_axes(x)))
     if not missing:
         return x
-    return lax.pcast(x, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, missing)
+    either: Any = lax
+    if hasattr(lax, "pcast"):
+        return either.pcast(x, missing, to="varying")
+    return either.pvary(x, missing)

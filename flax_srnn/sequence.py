@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from flax_srnn import activations, recurrence, validation
+from flax_srnn import activations, chunked, recurrence, validation
 
 
 def simple_rnn(
@@ -40,6 +40,9 @@ def simple_rnn(
     return_sequences: bool = True,
     reset_state: ArrayLike | None = None,
     remat: bool | None = None,
+    chunks: int | None = None,
+    tol: float | None = None,
+    max_sweeps: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A simple RNN over a whole sequence; without options it equals this loop::
 
@@ -62,12 +65,16 @@ def simple_rnn(
       input_dropout_mask, recurrent_dropout_mask: exactly (*batch, F) and (*batch, U), see `dropout_masks`.
       precision: of the matrix products, as in `jax.numpy.dot`.
       implementation: "scan" has the hand-written backward pass (reverse-mode gradients of any order); "autodiff" is the
-        plain scan, for `jvp`, `jacfwd` and `hessian`; None chooses "scan". A named one runs or raises.
+        plain scan, for `jvp`, `jacfwd` and `hessian`; "chunked" works on many pieces of the sequence at once, see the
+        module `chunked` for when that pays. None chooses "scan". A named one runs or raises.
       return_sequences: with False, `outputs` is only the last output (*batch, U), and no array of all states is made.
       reset_state: (*batch, U): what `resets` set back to; default the initial state. Whoever processes a sequence in
         pieces, each starting from the last one's final state, passes the first piece's initial state.
       remat: with return_sequences=False, whether training recomputes the states instead of storing them; None: when they
         take more than 32 MiB.
+      chunks, tol, max_sweeps: of the implementation "chunked": into how many pieces it cuts the sequence, how closely they
+        must agree (relative to states of size 1), and after how many sweeps it gives up, which makes outputs and gradients
+        NaN. Default up to 32 chunks, 1e-6, and as many sweeps as chunks, which always suffice.
 
     Returns:
       (final_state (*batch, U), outputs in the layout of `inputs`). The dtype is the common one of params, inputs and
@@ -92,6 +99,7 @@ def simple_rnn(
         validation.flag(name, value)
     validation.unroll(unroll)
     validation.implementation(implementation)
+    validation.sweeping(implementation, chunks, tol, max_sweeps)
     validation.precision(precision)
     function = activations.get(activation)
     inputs, batch, steps = validation.sequence(inputs, time_major=time_major)
@@ -148,8 +156,11 @@ def simple_rnn(
         record="states" if return_sequences else "nothing",
         remat=remat,
     )
-    drive = recurrence.plain if implementation == "autodiff" else recurrence.run
-    final, states = drive(options, operands)
+    if implementation == "chunked":
+        final, states = chunked.solve(options, operands, chunks=chunks, tol=tol, max_sweeps=max_sweeps)[:2]
+    else:
+        drive = recurrence.plain if implementation == "autodiff" else recurrence.run
+        final, states = drive(options, operands)
     final = final.astype(dtype).reshape(*batch, units)
 
     if not return_sequences:

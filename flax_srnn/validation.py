@@ -19,7 +19,7 @@ from flax.core import meta
 from jax import export
 from jax.typing import DTypeLike
 
-IMPLEMENTATIONS = ("scan", "autodiff")
+IMPLEMENTATIONS = ("scan", "autodiff", "chunked")
 
 
 class Weights(NamedTuple):
@@ -196,6 +196,26 @@ def like(name: str, value: Any, example: Any) -> Any:
 def implementation(value: Any) -> None:
     if value is not None and not (isinstance(value, str) and value in IMPLEMENTATIONS):
         raise ValueError(f"`implementation` must be None or one of {IMPLEMENTATIONS}, got {describe(value)}.")
+
+
+def sweeping(implementation: Any, chunks: Any, tol: Any, max_sweeps: Any) -> None:
+    """The options of the chunked solver, which no other implementation takes."""
+    for name, value in (("chunks", chunks), ("max_sweeps", max_sweeps)):
+        if value is not None:
+            number = integer(name, value)
+            if number is None:
+                raise TypeError(f"`{name}` must be a positive integer or None, got {describe(value)}.")
+            positive(name, number)
+    if tol is not None:
+        if isinstance(tol, (bool, np.bool_)) or not isinstance(tol, (int, float, np.number)):
+            raise TypeError(f"`tol` must be a positive number or None, got {describe(tol)}.")
+        if not 0 < tol < math.inf:
+            raise ValueError(f"`tol` must be a positive number or None, got {tol!r}.")
+    for name, value in (("chunks", chunks), ("tol", tol), ("max_sweeps", max_sweeps)):
+        if value is not None and implementation != "chunked":
+            raise ValueError(
+                f"`{name}`: {value!r} is for implementation='chunked', got {implementation!r}: leave it None."
+            )
 
 
 def flag(name: str, value: Any) -> None:

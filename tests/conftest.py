@@ -1,5 +1,6 @@
 """Session settings: Keras on the JAX backend, eight virtual CPU devices, strict JAX."""
 
+import itertools
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -13,6 +14,8 @@ from flax_srnn import recurrence
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+PARITY = "keras parity"
+
 
 @pytest.fixture
 def x64():
@@ -22,9 +25,22 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """One line on the parity with Keras: how many configurations, and the worst errors."""
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    errors = [value for report in calls for name, value in report.user_properties if name == PARITY]
+    if errors:
+        outputs, gradients = map(max, zip(*errors, strict=True))
+        terminalreporter.write_line(
+            f"{PARITY}: {len(errors)} configurations, worst output error {outputs:.1e}, "
+            f"worst gradient error {gradients:.1e}"
+        )
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of the fewest steps that the recurrence makes, so that a short sequence has several."""
+    """Chunks of at most three steps, so that a short sequence has several."""
 
     def forget():
         for program in (recurrence.run, recurrence.plain):
@@ -32,5 +48,6 @@ def small_chunks(monkeypatch):
 
     forget()
     monkeypatch.setattr(recurrence, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(recurrence, "CHUNK_STEPS", 3)
     yield
     forget()

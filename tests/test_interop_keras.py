@@ -751,6 +751,14 @@ def test_layers_that_keras_does_not_have(layer, error, match):
         to_config(layer)
 
 
+def test_numbers_of_numpy_become_plain():
+    config = to_config(
+        flax_srnn.SimpleRNN(np.int64(3), dropout=np.float32(0.5), unroll=np.bool_(True), seed=np.int32(1))
+    )
+    assert json.loads(json.dumps(config)) == config
+    assert config["config"]["units"] == 3
+
+
 def test_from_config_wants_a_mapping():
     with pytest.raises(TypeError, match="mapping"):
         from_config("SimpleRNN")

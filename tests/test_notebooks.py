@@ -18,4 +18,5 @@ def test_runs_from_the_first_cell_to_the_last(path, tmp_path):
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert ran and all(cell.execution_count for cell in ran)
+    assert ran
+    assert all(cell.execution_count for cell in ran)

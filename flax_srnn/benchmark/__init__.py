@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="flax-srnn benchmark",
         description="Time this library and its peers side by side, and write the figures to a new folder.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         epilog=f"sections: {', '.join(process.SECTIONS)}\npeers: {', '.join(PEERS)}",
     )
     parser.add_argument("--quick", action="store_true", help="few shapes, one process, under 2 minutes")

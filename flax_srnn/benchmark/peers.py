@@ -36,9 +36,11 @@ def ours(case: Case) -> Model:
         dropout = None
         if keep < 1:
             dropout = jax.random.bernoulli(key, keep, (x.shape[0], units)) / jnp.asarray(keep, x.dtype)
-        options: Any = {"activation": case.activation, "recurrent_dropout_mask": dropout}
+        options: Any = {"activation": case.activation, "implementation": case.implementation}
         for layer in params:
-            _, x = flax_srnn.simple_rnn(layer, x, mask=mask, return_sequences=not case.last, **options)
+            _, x = flax_srnn.simple_rnn(
+                layer, x, mask=mask, recurrent_dropout_mask=dropout, return_sequences=not case.last, **options
+            )
         return x
 
     def cells(params: Any, x: Any, mask: Any, key: Any) -> Any:

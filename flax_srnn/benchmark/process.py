@@ -55,6 +55,8 @@ OTHER: tuple[Shape, ...] = (
 SHAPES = GRID + OTHER
 LONG: Shape = (8, 100_000, 8, 128)
 """The shape of the memory section: it is compiled, never executed."""
+NARROW: Shape = (1, 8192, 8, 128)
+"""The shape of the chunked solver: one long sequence, and a step too small for two cores."""
 ACTIVATIONS = (
     "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu",
     "linear", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink",
@@ -76,6 +78,7 @@ class Case(NamedTuple):
     recurrent_dropout: float = 0.0
     last: bool = False  # the last output only
     dtype: str = "float32"
+    implementation: str | None = None  # of this library
     network: str = "layer"  # or "stack" (3 layers), "cells" (one RNN of 3 cells), "bidirectional"
 
 
@@ -283,6 +286,15 @@ def _bfloat16(plan: Plan) -> Iterator[Record]:
         yield race("training in half precision", case, models, True, plan.seconds)
 
 
+def _chunked(plan: Plan) -> Iterator[Record]:
+    from flax_srnn.benchmark import peers
+
+    # The network of `problem` forgets: each step shrinks a difference of states to less than 0.9 of it.
+    models = {name: peers.ours(Case(NARROW, implementation=name)) for name in ("chunked", "scan")}
+    for what in ("forward", "training"):
+        yield race(f"{what} in chunks of time", Case(NARROW), models, what == "training", plan.seconds)
+
+
 def _memory(plan: Plan) -> Iterator[Record]:
     import jax
 
@@ -331,7 +343,9 @@ def _compilation(plan: Plan) -> Iterator[Record]:
         calls = {
             name: functools.partial(compile_anew, model, problem(case)) for name, model in _models(plan, case).items()
         }
-        yield Record("compilation of training", label(shape), "s", alternate(calls, seconds=0, rounds=3))
+        yield Record(
+            "compilation of training", label(shape), "s", alternate(calls, seconds=0, rounds=1 if plan.quick else 3)
+        )
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -351,6 +365,7 @@ SECTIONS: dict[str, Callable[[Plan], Iterator[Record]]] = {
     "options": functools.partial(_variants, OPTIONS),
     "networks": functools.partial(_variants, NETWORKS),
     "bfloat16": _bfloat16,
+    "chunked": _chunked,
     "memory": _memory,
     "length": _length,
     "compilation": _compilation,
@@ -408,8 +423,9 @@ def process(request: str) -> None:
         import jax
 
         for section in plan.sections:
-            print(f"  {section}", file=sys.stderr, flush=True)
+            start = time.perf_counter()
             records.extend(SECTIONS[section](plan))
+            print(f"  {section}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         about = {"device": "CPU" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind}
     print(json.dumps({"about": about, "records": [dataclasses.asdict(record) for record in records]}))
 

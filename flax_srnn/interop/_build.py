@@ -30,7 +30,7 @@ from flax_srnn.interop._keras_model import (
 )
 from flax_srnn.layers import Bidirectional
 
-MAX_LAYERS = 1000
+MAX_LAYERS = 256
 MAX_UNROLLED_STEPS = 10_000
 MAX_DIMENSION = 2**31 - 1
 

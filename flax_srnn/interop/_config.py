@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_srnn import activations, constraints, initializers, lookup, regularizers
 from flax_srnn.layers import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells
@@ -127,6 +128,7 @@ def to_config(layer: Any) -> dict[str, Any]:
 
 
 def _write(key: str, value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
     if key == "activation":
         return activations.name(value)
     if key == "cells":

@@ -52,9 +52,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> 
         raise ValueError(f"is {kind}; expected a file.")
     _check_size("the file", status.st_size, max_bytes)
     with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
-    _check_size("the file", len(data), max_bytes)
-    return data
+        return file.read(status.st_size)
 
 
 def read_archive(data: bytes) -> zipfile.ZipFile:

@@ -141,6 +141,10 @@ class Sequential(nn.Module):
     def step(self, x: jax.Array, mask: Any, training: bool) -> Masked:
         for layer in self.layers:
             if isinstance(layer, (SimpleRNN, RNN, Bidirectional)):
+                if x.ndim != 3:  # ours would take the batch for time
+                    raise ValueError(
+                        f"{layer.name!r} needs inputs of the shape (B, T, F), got {validation.describe(x)}."
+                    )
                 sequences = (layer.layer if isinstance(layer, Bidirectional) else layer).return_sequences
                 x, mask = layer(x, mask=mask, training=training), mask if sequences else None
             else:

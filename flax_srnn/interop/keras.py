@@ -11,13 +11,11 @@ nesting) and `_build` (layers).
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,14 +25,12 @@ from flax import serialization, traverse_util
 from flax.core import meta
 
 from flax_srnn import states
-from flax_srnn.interop import _build, _config, _files, _hdf5, _keras_model, _structure, _weights
+from flax_srnn.interop import _build, _config, _files, _keras_model, _model_files, _structure, _weights
 from flax_srnn.layers import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells
 
 __all__ = ["convert", "from_config", "from_keras", "load_model", "load_weights", "save_weights", "to_config"]
 
 AnyPath = str | os.PathLike[str]
-
-_VARIABLES = "variables.msgpack"  # beside config.json and metadata.json, in a folder that `convert` wrote
 
 
 def from_config(config: Mapping[str, Any]) -> nn.Module:
@@ -86,7 +82,8 @@ def load_weights(path: AnyPath) -> dict[str, Any]:
     """The arrays of a Keras file by layer, in layer order.
 
     Args:
-      path: a `.keras`, `.weights.h5` or legacy `.h5` file, of a Sequential, Functional or subclassed model.
+      path: a `.keras`, `.weights.h5` or legacy `.h5` file, of a Sequential, Functional or subclassed model; or a folder that
+        `convert` wrote.
 
     Returns:
       `{layer name: params}` of the layers that have arrays. A SimpleRNN, or an RNN of one cell: `{"kernel",
@@ -108,9 +105,9 @@ def load_weights(path: AnyPath) -> dict[str, Any]:
     FileNotFoundError: [Errno 2] No such file or directory: 'absent.keras'
     """
     with _files.blaming(path):
-        opened = _open(path)
+        opened = _model_files.open_model(path)
         return _weights.nested(
-            {at: jnp.asarray(array) for at, array in opened.arrays(_declared(opened.config)).items()}
+            {at: jnp.asarray(array) for at, array in opened.arrays(_model_files.declared(opened.config)).items()}
         )
 
 
@@ -174,8 +171,7 @@ def load_model(path: AnyPath) -> tuple[_keras_model.Sequential, dict[str, Any]]:
     Source: Keras `keras.saving.load_model`.
     """
     with _files.blaming(path):
-        opened = _open_folder(Path(path)) if os.path.isdir(path) else _open(path)
-        return _module(opened)
+        return _module(_model_files.open_model(path))
 
 
 def from_keras(layer: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -212,118 +208,39 @@ def from_keras(layer: Any) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def convert(input_path: AnyPath, output_path: AnyPath) -> None:
-    """Converts a Keras model to a folder for Flax, or such a folder's weights to a file for Keras.
+    """Converts a Keras model to a folder for Flax, and its weights back to a file for Keras.
 
-    The folder holds `variables.msgpack` (`flax.serialization.to_bytes(variables)`, which may be replaced after training) and
-    Keras's `config.json` and `metadata.json`; `load_model` reads it.
+    The folder holds `variables.msgpack`, which is `flax.serialization.to_bytes(variables)` and may be replaced by others after
+    training, and Keras's `config.json` and `metadata.json`.
 
     Args:
-      input_path: what `load_model` reads.
-      output_path: a new folder; or, if `input_path` is a folder, a new `.weights.h5` file.
+      input_path: what `load_model` reads: a Keras file, or such a folder.
+      output_path: a new folder, or a new `.weights.h5` file.
 
     Raises:
       FileNotFoundError: there is no such input.
-      ValueError: as in `load_model`; the output exists.
+      ValueError: as in `load_model`; the output exists, or is to be another kind of file.
     """
-    if os.path.isdir(input_path):
+    if os.fspath(output_path).endswith(".weights.h5"):
         save_weights(output_path, *load_model(input_path))
         return
+    if os.fspath(output_path).endswith((".h5", ".keras")):
+        raise ValueError(f"{os.fspath(output_path)}: only .weights.h5 files and folders are written.")
     _files.refuse_existing(Path(output_path))
     with _files.blaming(input_path):
-        opened = _open(input_path)
+        opened = _model_files.open_model(input_path)
         _, variables = _module(opened)
     kept = {name: tree for name, tree in variables.items() if name != states.COLLECTION}  # Keras does not store states
     with _files.writing_folder(output_path) as folder:
         (folder / "config.json").write_text(json.dumps(opened.config))
         (folder / "metadata.json").write_text(json.dumps({"keras_version": opened.version}))
-        (folder / _VARIABLES).write_bytes(serialization.to_bytes(kept))
+        (folder / _model_files.VARIABLES).write_bytes(serialization.to_bytes(kept))
 
 
-# Files
+# Layers
 
 
-class _Opened(NamedTuple):
-    """What a file holds: the model's configuration and Keras's version, where it has them, and a way to its arrays."""
-
-    config: dict[str, Any] | None
-    version: str | None
-    arrays: Callable[[_structure.Layer | None], dict[_structure.Path, np.ndarray]]
-
-
-def _open(path: AnyPath) -> _Opened:
-    """The kind of a file is told by its first bytes; its name does not matter."""
-    data = _files.read_file(path)
-    if data.startswith(b"PK"):
-        return _open_archive(_files.read_archive(data))
-    if not data.startswith(_hdf5.SIGNATURE):
-        raise ValueError("is no Keras file: expected a .keras archive, or a .weights.h5 or .h5 file in HDF5.")
-    root = _hdf5.read(data)
-    if "model_config" in root:
-        config = _files.read_json("".join(root.strings("model_config", max_bytes=_files.MAX_JSON_BYTES)))
-        weights = root.group("model_weights")
-        if weights is None:
-            raise ValueError("has a model's configuration and no 'model_weights'.")
-        version = "".join(root.strings("keras_version")) if "keras_version" in root else None
-        return _Opened(config, version, functools.partial(_legacy_arrays, weights))
-    if "layer_names" in root or "layer_names0" in root:
-        return _Opened(None, None, functools.partial(_legacy_arrays, root))
-    return _Opened(None, None, functools.partial(_group_arrays, root))
-
-
-def _open_archive(archive: zipfile.ZipFile) -> _Opened:
-    config = _files.read_json(_files.read_member(archive, "config.json", _files.MAX_JSON_BYTES))
-    metadata = _files.read_json(_files.read_member(archive, "metadata.json", _files.MAX_JSON_BYTES))
-    root = _hdf5.read(_files.read_member(archive, "model.weights.h5"))
-    return _Opened(config, _version(metadata), functools.partial(_group_arrays, root))
-
-
-def _open_folder(folder: Path) -> _Opened:
-    if not (folder / _VARIABLES).is_file():
-        raise ValueError(f"is a folder that `convert` did not write: it has no {_VARIABLES!r}.")
-    config = _files.read_json(_files.read_file(folder / "config.json", _files.MAX_JSON_BYTES))
-    metadata = _files.read_json(_files.read_file(folder / "metadata.json", _files.MAX_JSON_BYTES))
-    data = _files.read_file(folder / _VARIABLES)
-    return _Opened(config, _version(metadata), lambda structure: _restored(data))
-
-
-def _version(metadata: Mapping[str, Any]) -> str | None:
-    version = metadata.get("keras_version")
-    return version if isinstance(version, str) else None
-
-
-def _declared(config: dict[str, Any] | None) -> _structure.Layer | None:
-    """The layers of a model, where its configuration lists them: a subclassed model's does not."""
-    if config is None or _structure.parse(config)[0] not in _structure.MODELS:
-        return None
-    return _structure.from_config(config)
-
-
-def _group_arrays(root: _hdf5.Group, structure: _structure.Layer | None) -> dict[_structure.Path, np.ndarray]:
-    return _weights.read_groups(root, _structure.from_group(root) if structure is None else structure)
-
-
-def _legacy_arrays(group: _hdf5.Group, structure: _structure.Layer | None) -> dict[_structure.Path, np.ndarray]:
-    return _weights.read_legacy(group, None if structure is None else {each.key: each for each in structure.children})
-
-
-def _restored(data: bytes) -> dict[_structure.Path, np.ndarray]:
-    """The arrays in a file of `flax.serialization`, whose only types are containers, numbers, text and arrays of numbers."""
-    try:
-        tree = serialization.msgpack_restore(data)
-        flat = {path: leaf for name in ("params", "batch_stats") for path, leaf in _flat(tree.get(name, {})).items()}
-    except Exception as error:  # msgpack and Flax report damage in many ways
-        raise ValueError(f"{_VARIABLES} is damaged: {error}") from error
-    for path, leaf in flat.items():
-        if not isinstance(leaf, np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{_VARIABLES} has at {path} no array of floats.")
-    return flat
-
-
-def _flat(tree: Any) -> dict[_structure.Path, Any]:
-    return traverse_util.flatten_dict(tree)
-
-
-def _module(opened: _Opened) -> tuple[_keras_model.Sequential, dict[str, Any]]:
+def _module(opened: _model_files.Opened) -> tuple[_keras_model.Sequential, dict[str, Any]]:
     if opened.config is None:
         raise ValueError("holds weights and no model: `load_weights` reads them.")
     keras_2 = None if opened.version is None else opened.version.startswith("2.")
@@ -339,9 +256,6 @@ def _h5py() -> Any:
             "writing Keras's files needs h5py: pip install 'flax-srnn[interop]'", name="h5py"
         ) from error
     return h5py
-
-
-# Layers
 
 
 def _in_model(model: Any, variables: Any) -> tuple[_structure.Layer, Mapping[str, Any]]:

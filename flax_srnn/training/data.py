@@ -48,7 +48,7 @@ def read_series(path: Path = SUNSPOTS) -> Series:
         got = repr(",".join(rows[0][1])) if rows else "an empty file"
         raise ValueError(f"series {path}: its first line must be 'year,value', got {got}.")
     values = [_year_and_count(place, row) for place, row in rows[1:]]
-    for (place, _), (before, _), (year, _) in zip(rows[2:], values, values[1:]):
+    for (place, _), (before, _), (year, _) in zip(rows[2:], values, values[1:], strict=False):
         if year != before + 1:
             raise ValueError(f"{place}: years must follow one another without a gap, got {year} after {before}.")
     return Series(

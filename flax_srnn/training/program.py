@@ -39,8 +39,7 @@ def train(config: SunspotsConfig, name: str, workdir: Path | None) -> None:
     run.check_target(workdir)
     console, series, started = Console(), read_series(), time.perf_counter()
     known = series.until(scores.FIT_UNTIL)
-    for _, ensemble in _fit(console, config, known, np.ones((1, len(known.years)), bool), report_every=50):
-        pass  # the last one is the result
+    *_, (_, ensemble) = _fit(console, config, known, np.ones((1, len(known.years)), bool), report_every=50)
 
     ahead, free = one_year_ahead(ensemble, series.counts), free_running(ensemble, series.counts, YEARS_TO_COME)
     single = _test_errors(series, ahead)
@@ -69,7 +68,7 @@ def train(config: SunspotsConfig, name: str, workdir: Path | None) -> None:
     for heading, row in (
         ("persistence", errors["persistence"]),
         ("AR(9), least squares", errors["ar9"]),
-        (f"{config.seeds} single networks", zip(errors["single_mean"], errors["single_std"])),
+        (f"{config.seeds} single networks", zip(errors["single_mean"], errors["single_std"], strict=False)),
         ("their ensemble", errors["ensemble"]),
     ):
         table.add_row(heading, *("{:.3f} ± {:.3f}".format(*x) if isinstance(x, tuple) else f"{x:.3f}" for x in row))

@@ -68,13 +68,27 @@ def nested():
 
 def layer_configs():
     """A SimpleRNNCell for every activation and every initializer, regularizer and constraint there is."""
-    keywords = [{"activation": name} for name in ("relu elu selu gelu swish tanh sigmoid hard_sigmoid softplus").split()]
-    keywords += [{"activation": name} for name in ("softsign exponential linear softmax mish leaky_relu").split()]
+    keywords = [
+        {"activation": name}
+        for name in ["relu", "elu", "selu", "gelu", "swish", "tanh", "sigmoid", "hard_sigmoid", "softplus"]
+    ]
+    keywords += [
+        {"activation": name} for name in ["softsign", "exponential", "linear", "softmax", "mish", "leaky_relu"]
+    ]
     initializers, regularizers = keras.initializers, keras.regularizers
     keywords += [
         {"kernel_initializer": value}
         for value in [
-            *("glorot_normal glorot_uniform he_normal he_uniform lecun_normal lecun_uniform zeros ones").split(),
+            *[
+                "glorot_normal",
+                "glorot_uniform",
+                "he_normal",
+                "he_uniform",
+                "lecun_normal",
+                "lecun_uniform",
+                "zeros",
+                "ones",
+            ],
             initializers.Constant(0.25),
             initializers.Identity(2.0),
             initializers.Orthogonal(0.5, seed=1),
@@ -97,24 +111,32 @@ def layer_configs():
     return [serialize(layers.SimpleRNNCell(3, **each)) for each in keywords]
 
 
-x = rng.normal(size=(3, 5, 3)).astype(np.float32)
-x[0, 2:] = x[1, 0] = 0.5
-words = np.array([[1, 2, 0, 0], [3, 0, 4, 5], [0, 0, 0, 0]], np.int32)
+def main():
+    x = rng.normal(size=(3, 5, 3)).astype(np.float32)
+    x[0, 2:] = x[1, 0] = 0.5
+    words = np.array([[1, 2, 0, 0], [3, 0, 4, 5], [0, 0, 0, 0]], np.int32)
 
-with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(f"keras_{keras.__version__}.zip", "w", zipfile.ZIP_DEFLATED) as out:
-    for name, model, inputs in (("plain", randomised(plain()), x), ("nested", randomised(nested()), words)):
-        endings = [".keras", ".weights.h5"]
-        if keras.__version__ != "3.0.5":  # which cannot write these models to legacy files
-            endings.append(".h5")
-        for ending in endings:
-            (model.save_weights if "weights" in ending else model.save)(f"{folder}/{name}{ending}")
-        if legacy:
-            endings.append("_legacy.h5")
-            model.save_weights(f"{folder}/{name}_legacy.h5")
-        for ending in endings:
-            out.write(f"{folder}/{name}{ending}", f"{name}{ending}")
-        buffer = io.BytesIO()
-        np.savez(buffer, inputs=inputs, outputs=model.predict(inputs, verbose=0))
-        out.writestr(f"{name}.npz", buffer.getvalue())
-    out.writestr("configs.json", json.dumps(layer_configs()))
-print(Path(out.filename).stat().st_size, "bytes")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(f"keras_{keras.__version__}.zip", "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for name, model, inputs in (("plain", randomised(plain()), x), ("nested", randomised(nested()), words)):
+            endings = [".keras", ".weights.h5"]
+            if keras.__version__ != "3.0.5":  # which cannot write these models to legacy files
+                endings.append(".h5")
+            for ending in endings:
+                (model.save_weights if "weights" in ending else model.save)(f"{folder}/{name}{ending}")
+            if legacy:
+                endings.append("_legacy.h5")
+                model.save_weights(f"{folder}/{name}_legacy.h5")
+            for ending in endings:
+                out.write(f"{folder}/{name}{ending}", f"{name}{ending}")
+            buffer = io.BytesIO()
+            np.savez(buffer, inputs=inputs, outputs=model.predict(inputs, verbose=0))
+            out.writestr(f"{name}.npz", buffer.getvalue())
+        out.writestr("configs.json", json.dumps(layer_configs()))
+    print(Path(out.filename).stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()

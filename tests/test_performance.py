@@ -1,0 +1,191 @@
+"""What makes the recurrence fast, without a clock: the compiled program, its bytes, and how often something is compiled."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import flax_srnn
+
+from flax_srnn import chunked, recurrence, simple_rnn, truncated
+
+SHAPES = {"one chunk": (2, 50, 16, 16), "chunks": (1, 40_000, 3, 16), "one row": (1, 50, 5, 16)}  # B, T, F, U
+SHAPE = re.compile(r"\w+\[([\d,]*)\]")
+WRITERS = ("dynamic-update-slice", "parameter", "get-tuple-element", "tuple", "bitcast", "while", "call")
+
+
+def compiled(shape, train=True, mask=False, **options):
+    rows, steps, features, units = shape
+    params = {
+        "kernel": jax.ShapeDtypeStruct((features, units), jnp.float32),
+        "recurrent_kernel": jax.ShapeDtypeStruct((units, units), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((units,), jnp.float32),
+    }
+    inputs = jax.ShapeDtypeStruct((rows, steps, features), jnp.float32)
+    flags = jax.ShapeDtypeStruct((rows, steps), bool) if mask else None
+
+    def forward(params, inputs, flags):
+        return simple_rnn(params, inputs, mask=flags, **options)[1]
+
+    def loss(params, inputs, flags):
+        return jnp.square(forward(params, inputs, flags)).sum()
+
+    program = jax.value_and_grad(loss, argnums=(0, 1)) if train else forward
+    return jax.jit(program).lower(params, inputs, flags).compile()
+
+
+def computations(text):
+    """The instructions of every computation in the text of a compiled program."""
+    found, name = {}, None
+    for line in text.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name = header[1]
+            found[name] = []
+        elif name and " = " in line:
+            found[name].append(line.strip())
+    return found
+
+
+def loop_bodies(text):
+    """The instructions that are executed in every iteration of some loop, by the name of the loop's body."""
+    table = computations(text)
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
+
+    def executed(name):
+        for line in table[name]:
+            yield line
+            for called in re.findall(r"to_apply=%?([\w.\-]+)", line) if " call(" in line else []:
+                yield from executed(called)
+
+    return {name: list(executed(name)) for name in bodies}, table
+
+
+def elements(line):
+    shape = SHAPE.match(line.split(" = ", 1)[1])
+    return math.prod(map(int, filter(None, shape[1].split(",")))) if shape else 0
+
+
+def operation(line, table):
+    """What an instruction does; for a fusion, what its root does."""
+    name = re.search(r" ([a-z][\w\-]*)\(", line.split(" = ", 1)[1])[1]
+    if name == "fusion":
+        called = table[re.search(r"calls=%?([\w.\-]+)", line)[1]]
+        return operation(next(x for x in called if x.startswith("ROOT")), table)
+    return name
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softmax", "silu"])  # derivative from the output, of a row, recomputed
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_no_loop_touches_a_whole_array(shape, mask, activation):
+    # An in-place update of one step is all that a loop may do to an array with all steps: a copy makes the time quadratic.
+    rows, steps, _, units = shape
+    bodies, table = loop_bodies(compiled(shape, mask=mask, activation=activation).as_text())
+    assert len(bodies) >= 2
+    whole = [line for body in bodies.values() for line in body if elements(line) >= rows * steps * min(units, shape[2])]
+    assert whole
+    assert [line for line in whole if operation(line, table) not in WRITERS] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "inside"),
+    [((4, 30, 16, 16), 1), ((1, 30, 16, 16), 2), ((4, 30, 3, 16), 2), ((2, 30, 3, 6), 2)],
+    ids=["hoisted", "one row", "few features", "tiny"],
+)
+def test_the_projection_is_outside_the_loop_where_the_rule_says_so(shape, inside):
+    bodies, table = loop_bodies(compiled(shape, train=False).as_text())
+    (body,) = bodies.values()
+    called = [line for x in body for name in re.findall(r"calls=%?([\w.\-]+)", x) for line in table[name]]
+    assert sum(" dot(" in line or "__cpu$" in line for line in body + called) == inside
+
+
+LONG = (8, 100_000, 8, 128)
+UNIT = 4 * 8 * 100_000 * 128
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({}, 2.05), ({"return_sequences": False}, 0.02), ({"return_sequences": False, "remat": False}, 1.05)],
+    ids=["all outputs", "last output", "last output, stored"],
+)
+def test_training_on_a_hundred_thousand_steps_keeps_no_more_than_it_needs(options, limit):
+    assert compiled(LONG, **options).memory_analysis().temp_size_in_bytes <= limit * UNIT
+
+
+def test_what_is_not_asked_for_is_not_computed():
+    params = {"kernel": jnp.ones((8, 16)), "recurrent_kernel": jnp.ones((16, 16)), "bias": jnp.ones(16)}
+    inputs, dropout = jnp.ones((4, 20, 8)), jnp.ones((4, 16))
+
+    def loss(params, inputs, dropout):
+        return simple_rnn(params, inputs, recurrent_dropout_mask=dropout)[1].sum()
+
+    def products(argnums):
+        text = jax.jit(jax.grad(loss, argnums)).lower(params, inputs, dropout).compile().as_text()
+        return len(re.findall(r" dot\(", text))
+
+    # A step forward, the projection, a step backward, and the two kernels; then the inputs; then the dropout mask.
+    assert [products(0), products((0, 1)), products((0, 1, 2))] == [5, 6, 7]
+
+
+def compilations(caplog, call):
+    caplog.clear()
+    with jax.log_compiles():
+        call()
+    return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
+
+
+@pytest.mark.parametrize("implementation", [None, "autodiff", "chunked"])
+def test_a_second_call_compiles_nothing(caplog, implementation):
+    params, inputs = flax_srnn.init_params(jax.random.key(0), 3, 4), jnp.ones((2, 9, 3))
+    variables = {"params": params}
+
+    def layer():
+        return flax_srnn.SimpleRNN(4, activation="relu", implementation=implementation)
+
+    apply = jax.jit(lambda layer, variables, inputs: layer.apply(variables, inputs), static_argnums=0)
+    calls = [
+        lambda: simple_rnn(params, inputs, activation="relu", implementation=implementation),
+        lambda: layer().apply(variables, inputs),
+        lambda: apply(layer(), variables, inputs),
+        lambda: jax.grad(lambda p: simple_rnn(p, inputs, implementation=implementation)[1].sum())(params),
+    ]
+    for call in calls:
+        assert compilations(caplog, call) > 0
+        assert compilations(caplog, call) == 0
+
+
+def test_truncated_backpropagation_compiles_one_loop():
+    params = flax_srnn.init_params(jax.random.key(0), 3, 4)
+    short, long = (
+        str(jax.make_jaxpr(lambda x: truncated.truncated_rnn(params, x, 5)[1])(jnp.ones((2, steps, 3))))
+        for steps in (10, 500)
+    )
+    assert len(short.splitlines()) == len(long.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("implementation", "present", "absent"),
+    [(None, "custom_vjp_call", "while["), ("scan", "custom_vjp_call", "while["), ("autodiff", "scan[", "custom_vjp_call"),
+     ("chunked", "while[", "simple_rnn_none")],
+)  # fmt: skip
+def test_the_implementation_that_was_named_runs(implementation, present, absent):
+    params = {"kernel": jnp.ones((3, 4)), "recurrent_kernel": jnp.ones((4, 4))}
+    jaxpr = str(jax.make_jaxpr(lambda x: simple_rnn(params, x, implementation=implementation))(jnp.ones((2, 9, 3))))
+    assert present in jaxpr
+    assert absent not in jaxpr
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.9, 1), (8.0, 16)], ids=["forgets", "chaotic"])
+def test_the_chunked_solver_sweeps_as_often_as_it_must(scale, expected):
+    orthogonal = jax.random.orthogonal(jax.random.key(0), 32)
+    operands = recurrence.Operands(
+        kernel=jax.random.normal(jax.random.key(1), (4, 32)),
+        recurrent_kernel=scale * orthogonal,
+        bias=None,
+        inputs=jax.random.normal(jax.random.key(2), (1, 4096, 4)),
+        initial_state=jnp.zeros((1, 32)),
+    )
+    *_, sweeps = chunked.solve(recurrence.Options(jnp.tanh), operands, chunks=16)
+    assert int(sweeps) == expected
