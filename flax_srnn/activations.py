@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_srnn import lookup
+from flax_srnn.dtypes import at_least_float32
 
 Activation = Callable[[jax.Array], jax.Array]
 OutputRule = Callable[[jax.Array, jax.Array], jax.Array]  # (y, cotangent of y) -> cotangent of a
@@ -193,7 +194,7 @@ def sparsemax(x: jax.Array) -> jax.Array:
 
     Martins & Astudillo 2016, https://arxiv.org/abs/1602.02068, Algorithm 1.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # ranks and sums need more than half precision
+    wide = x.astype(at_least_float32(x.dtype))  # ranks and sums need more than half precision
     shifted = wide - jnp.max(wide, axis=-1, keepdims=True)  # changes τ only, and keeps the sums small
     descending = -jnp.sort(-shifted, axis=-1)
     sums = jnp.cumsum(descending, axis=-1)

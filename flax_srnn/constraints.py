@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flax_srnn import lookup, validation
+from flax_srnn.dtypes import at_least_float32
 
 Constraint = Callable[[jax.Array], jax.Array]
 
@@ -173,7 +174,7 @@ def _norm(w: jax.Array, axis: int | Sequence[int]) -> tuple[jax.Array, jax.Array
         raise ValueError(
             f"`axis` must lie between {-w.ndim} and {w.ndim - 1} for a weight of shape {w.shape}, got {axis}."
         )
-    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    wide = w.astype(at_least_float32(w.dtype))
     return wide, jnp.sqrt(jnp.sum(jnp.square(wide), axis=axes, keepdims=True))
 
 

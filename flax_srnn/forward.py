@@ -174,6 +174,7 @@ def layer(
     resets: Any,
     *,
     keep_order: bool,
+    zero_output_for_mask: bool,
 ) -> Pass:
     """One call of a `SimpleRNN` or `RNN`, whose options are `o`.
 
@@ -181,7 +182,7 @@ def layer(
       drives: of its cells, first to last.
       recorded: the states that an earlier call left behind, one a cell, or None.
       inputs, …, resets: the call arguments, as the user gave them.
-      keep_order: the option, or True where a `Bidirectional` says so.
+      keep_order, zero_output_for_mask: the options, or what a `Bidirectional` says.
     """
     x, batch, steps = validation.sequence(inputs, time_major=o.time_major)
     used = sequence.used_steps(mask, seq_lengths, batch, steps)
@@ -206,7 +207,7 @@ def layer(
             resets=reset_flags,
             go_backwards=o.go_backwards,
             keep_order=keep_order or not last,
-            zero_output_for_mask=o.zero_output_for_mask and last,
+            zero_output_for_mask=zero_output_for_mask and last,
             unroll=o.unroll,
             time_major=o.time_major,
             implementation=o.implementation,
@@ -220,6 +221,16 @@ def layer(
         finals.append(final)
     returned = (x, *finals) if o.return_state else x
     return Pass(returned, tuple(initials), tuple(finals), o.activity_penalty(returned, batch))
+
+
+def own(o: Any) -> dict[str, bool]:
+    """The order of a layer's outputs and what it puts out at masked steps, as its options say."""
+    return {"keep_order": o.keep_order, "zero_output_for_mask": o.zero_output_for_mask}
+
+
+def direction(o: Any) -> dict[str, bool]:
+    """The same for a layer within a `Bidirectional`: masked outputs are 0 if there are sequences, as in Keras."""
+    return {"keep_order": True, "zero_output_for_mask": o.return_sequences}
 
 
 def bidirectional(

@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flax_srnn import lookup, validation
+from flax_srnn.dtypes import at_least_float32
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 
@@ -350,7 +351,7 @@ class Orthogonal:
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if len(shape) < 2:
             raise ValueError(f"Orthogonal needs a shape of rank 2 or more, got {tuple(shape)}.")
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = at_least_float32(dtype)
         return jax.nn.initializers.orthogonal(self.gain)(_key(key, self.seed), shape, wide).astype(dtype)
 
 

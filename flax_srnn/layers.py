@@ -62,7 +62,15 @@ class _Layer(linen_cells.Checked):
         ]
         recorded = self._recorded(given=initial_state is not None)
         done = forward.layer(
-            self, drives, recorded, inputs, initial_state, mask, seq_lengths, resets, keep_order=self.keep_order
+            self,
+            drives,
+            recorded,
+            inputs,
+            initial_state,
+            mask,
+            seq_lengths,
+            resets,
+            **forward.own(self),
         )
         if self.stateful and self.is_mutable_collection(_states.COLLECTION):
             new = done.initial_states if self.is_initializing() else done.final_states
@@ -193,6 +201,7 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
       backward_layer: the layer for the other direction; default a copy of `layer` with `go_backwards` turned round.
 
     Call arguments: as of `SimpleRNN`. `initial_state` holds the states of the forward layer, then of the backward layer.
+    Outputs at masked steps are 0 with `return_sequences` and held otherwise, whatever the layers say, as in Keras.
     `resets` mark where segments of the sequence begin, so the direction that runs backwards starts anew one step earlier in
     time, at each segment's last step: packed segments never see each other.
 
@@ -248,8 +257,8 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
     ) -> Any:
         layers = self._layers()
         calls = [
-            functools.partial(linen_cells.below(self.scope, name, layer.clone(keep_order=True)), training=training)
-            for name, layer in zip(_DIRECTIONS, layers, strict=True)
+            functools.partial(linen_cells.below(self.scope, name, layer.clone(**changes)), training=training)
+            for name, layer, changes in zip(_DIRECTIONS, layers, map(forward.direction, layers), strict=True)
         ]
         counts = [_count(layer) for layer in layers]
         return forward.bidirectional(self, layers, counts, calls, inputs, initial_state, mask, seq_lengths, resets)

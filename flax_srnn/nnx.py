@@ -54,7 +54,7 @@ class _Layer(nnx_cells.Checked):
         resets: Any = None,
         training: bool | None = None,
     ) -> Any:
-        return self._call(inputs, initial_state, mask, seq_lengths, resets, training, self.keep_order, ())
+        return self._call(inputs, initial_state, mask, seq_lengths, resets, training, (), forward.own(self))
 
     def _call(
         self,
@@ -64,16 +64,14 @@ class _Layer(nnx_cells.Checked):
         seq_lengths: Any,
         resets: Any,
         training: bool | None,
-        keep_order: bool,
         path: tuple[str, ...],
+        order: dict[str, bool],
     ) -> Any:
         if training is not None:
             validation.flag("training", training)
         cells = self._cells()
         drives = [_drive(cell, training, (*path, *_place(cells, i))) for i, cell in enumerate(cells)]
-        done = forward.layer(
-            self, drives, self._recorded(), inputs, initial_state, mask, seq_lengths, resets, keep_order=keep_order
-        )
+        done = forward.layer(self, drives, self._recorded(), inputs, initial_state, mask, seq_lengths, resets, **order)
         if self.stateful:
             self._record(done.final_states)
         if done.activity_penalty is not None:
@@ -227,7 +225,7 @@ class Bidirectional(nnx_cells.Checked, options.BidirectionalOptions):
     ) -> Any:
         layers = (self.layer, self.backward_layer)
         calls = [
-            functools.partial(layer._call, training=training, keep_order=True, path=(name,))
+            functools.partial(layer._call, training=training, path=(name,), order=forward.direction(layer))
             for layer, name in zip(layers, _DIRECTIONS, strict=True)
         ]
         counts = [len(layer._cells()) for layer in layers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +34,8 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
     penalties = jax.tree.leaves(variables.get(linen_cells.PENALTIES, {}))
-    return sum((validation.shaped("variables['losses']", p, (), "()") for p in penalties), jnp.zeros(()))
+    scalars = [validation.shaped("variables['losses']", p, (), "()") for p in penalties]
+    return functools.reduce(operator.add, scalars) if scalars else jnp.zeros(())
 
 
 def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ fields is Keras's order of arguments. `check` rejects a bad option when a layer 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 import zlib
@@ -124,7 +125,7 @@ class ActivityOption:
         if regularizer is None:
             return None
         penalties = (validation.scalar("activity_regularizer", regularizer(x)) for x in jax.tree.leaves(returned))
-        return sum(penalties, jnp.zeros(())) / max(math.prod(batch), 1)
+        return functools.reduce(operator.add, penalties) / max(math.prod(batch), 1)
 
 
 @dataclasses.dataclass

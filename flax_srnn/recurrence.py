@@ -383,25 +383,15 @@ def _contract(left: jax.Array, right: jax.Array, options: Options) -> jax.Array:
 # --- forward mode ------------------------------------------------------------------------------------------------------
 
 
+_marked = Primitive("simple_rnn_operand")
+"""The identity on operands; a custom_vjp function cannot be pushed forward, and this says so before JAX does."""
 _pushed_forward = Primitive("simple_rnn_tangent")
 """The identity on tangents, transposed to the identity on cotangents; to evaluate it means forward mode, an error."""
 
 
 def reverse_mode_only(operands: Operands) -> Operands:
     """The operands, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
-    return jax.tree.map(_reverse_mode_only, _same_manual_axes(operands))
-
-
-@jax.custom_jvp
-def _reverse_mode_only(x: jax.Array) -> jax.Array:
-    """x; a custom_vjp function cannot be pushed forward, and this says so in the user's words before JAX does."""
-    return x
-
-
-@_reverse_mode_only.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
-    return x, tangent if tangent.dtype == jax.dtypes.float0 else _pushed_forward.bind(tangent)
+    return jax.tree.map(_marked.bind, _same_manual_axes(operands))
 
 
 def _refuse_forward_mode(*_: Any) -> Any:
@@ -411,6 +401,11 @@ def _refuse_forward_mode(*_: Any) -> Any:
     )
 
 
+_marked.def_impl(lambda x: x)
+_marked.def_abstract_eval(lambda x: x)
+ad.defjvp(_marked, lambda tangent, _: _pushed_forward.bind(tangent))
+batching.defvectorized(_marked)  # batched before it is pushed forward, or else the tangent would be batched: see below
+mlir.register_lowering(_marked, lambda _, x: [x])
 _pushed_forward.def_impl(_refuse_forward_mode)
 _pushed_forward.def_abstract_eval(lambda tangent: tangent)
 ad.deflinear2(_pushed_forward, lambda cotangent, _: [cotangent])

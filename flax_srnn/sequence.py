@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flax_srnn import activations, chunked, recurrence, validation
+from flax_srnn.dtypes import at_least_float32
 
 
 def simple_rnn(
@@ -119,10 +120,10 @@ def simple_rnn(
         raise ValueError("`reset_state` was given without `resets`, which say at what steps it is used.")
 
     dtype = functools.reduce(jnp.promote_types, (x.dtype for x in (*w[:3], inputs, initial) if x is not None))
-    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.promote_types(dtype, jnp.float32)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else at_least_float32(dtype)
     # The loop runs in float32 at least: half-precision loop buffers are over a hundred times slower on a CPU, and
     # rounding once is more accurate than rounding at every step.
-    loop_dtype = jnp.promote_types(dtype, jnp.float32)
+    loop_dtype = at_least_float32(dtype)
     if initial is None:
         initial = jnp.zeros((units,), loop_dtype) if w.initial_state is None else w.initial_state
         initial = jnp.broadcast_to(initial, (*batch, units))

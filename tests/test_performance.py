@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 import flax_srnn
-
 from flax_srnn import chunked, recurrence, simple_rnn, truncated
 
 SHAPES = {"one chunk": (2, 50, 16, 16), "chunks": (1, 40_000, 3, 16), "one row": (1, 50, 5, 16)}  # B, T, F, U
@@ -84,7 +83,7 @@ def test_no_loop_touches_a_whole_array(shape, mask, activation):
     rows, steps, _, units = shape
     bodies, table = loop_bodies(compiled(shape, mask=mask, activation=activation).as_text())
     assert len(bodies) >= 2
-    whole = [line for body in bodies.values() for line in body if elements(line) >= rows * steps * min(units, shape[2])]
+    whole = [line for body in bodies.values() for line in body if elements(line) >= rows * steps * units]
     assert whole
     assert [line for line in whole if operation(line, table) not in WRITERS] == []
 
@@ -98,7 +97,7 @@ def test_the_projection_is_outside_the_loop_where_the_rule_says_so(shape, inside
     bodies, table = loop_bodies(compiled(shape, train=False).as_text())
     (body,) = bodies.values()
     called = [line for x in body for name in re.findall(r"calls=%?([\w.\-]+)", x) for line in table[name]]
-    assert sum(" dot(" in line or "__cpu$" in line for line in body + called) == inside
+    assert sum(" dot(" in line for line in body + called) == inside
 
 
 LONG = (8, 100_000, 8, 128)
@@ -166,15 +165,13 @@ def test_truncated_backpropagation_compiles_one_loop():
 
 
 @pytest.mark.parametrize(
-    ("implementation", "present", "absent"),
-    [(None, "custom_vjp_call", "while["), ("scan", "custom_vjp_call", "while["), ("autodiff", "scan[", "custom_vjp_call"),
-     ("chunked", "while[", "simple_rnn_none")],
-)  # fmt: skip
-def test_the_implementation_that_was_named_runs(implementation, present, absent):
+    ("implementation", "hand_written", "sweeping"),
+    [(None, True, False), ("scan", True, False), ("autodiff", False, False), ("chunked", True, True)],
+)
+def test_the_implementation_that_was_named_runs(implementation, hand_written, sweeping):
     params = {"kernel": jnp.ones((3, 4)), "recurrent_kernel": jnp.ones((4, 4))}
     jaxpr = str(jax.make_jaxpr(lambda x: simple_rnn(params, x, implementation=implementation))(jnp.ones((2, 9, 3))))
-    assert present in jaxpr
-    assert absent not in jaxpr
+    assert ("custom_vjp_call" in jaxpr, "while[" in jaxpr) == (hand_written, sweeping)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.9, 1), (8.0, 16)], ids=["forgets", "chaotic"])

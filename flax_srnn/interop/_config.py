@@ -21,14 +21,20 @@ CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (SimpleRNN, SimpleRNNCell, RNN, StackedRNNCells, Bidirectional)
 }
 
-# Options here that Keras does not have (tf.keras 2 has `time_major`), and those that it writes apart from the others.
-_NOT_IN_KERAS = ("precision", "initial_state_initializer", "time_major", "keep_order", "implementation", "remat")
+# The arguments that Keras has too, and those that it writes apart from the others.
+_WEIGHTS = ("kernel", "recurrent", "bias")
+_IDENTIFIERS: dict[str, Any] = {"initializer": initializers, "regularizer": regularizers, "constraint": constraints}
+_FLAGS = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask")
+_KERAS = (
+    *("units", "activation", "use_bias", "dropout", "recurrent_dropout", "seed", "activity_regularizer", *_FLAGS),
+    *(f"{weight}_{kind}" for weight in _WEIGHTS for kind in _IDENTIFIERS),
+    *("cell", "cells", "layer", "backward_layer", "merge_mode"),
+)
 _APART = ("name", "parent", "dtype", "param_dtype")
 # What tf.keras 2 says about a model's inputs in its first layer.
 _ABOUT_INPUTS = ("batch_input_shape", "input_dim", "input_length")
 # Arguments that Keras leaves out of a configuration when they are None.
 _OPTIONAL = {"SimpleRNN": ("seed",), "RNN": ("activity_regularizer",), "Bidirectional": ("backward_layer",)}
-_IDENTIFIERS: dict[str, Any] = {"initializer": initializers, "regularizer": regularizers, "constraint": constraints}
 _LAYERS = ("cell", "layer", "backward_layer")
 
 
@@ -62,7 +68,7 @@ def from_config(config: Mapping[str, Any], *, keras_2: bool | None = None) -> An
             "`optax.multi_transform`, and set it to True here."
         )
     fields = {field.name: field.default for field in dataclasses.fields(CLASSES[kind])}
-    allowed = [key for key in fields if key not in _APART and (key not in _NOT_IN_KERAS or key == "time_major")]
+    allowed = [key for key in fields if key in _KERAS or key == "time_major"]  # which only tf.keras 2 has
     for key, value in given.items():
         if key not in allowed and value is not None:
             raise ValueError(f"a {kind} has no argument {key!r} (here {value!r}); it has {', '.join(allowed)}.")
@@ -118,11 +124,11 @@ def to_config(layer: Any) -> dict[str, Any]:
         config["dtype"] = _serialised("keras", "DTypePolicy", {"name": policies.pop()})
     for field in dataclasses.fields(layer):
         key, value = field.name, getattr(layer, field.name)
-        if key in _NOT_IN_KERAS and value != field.default:
+        if key not in _KERAS + _APART and value != field.default:
             raise ValueError(
                 f"`{key}` is an option that Keras does not have: it must be {field.default!r}, got {value!r}."
             )
-        if key not in _NOT_IN_KERAS + _APART and not (value is None and key in _OPTIONAL.get(kind, ())):
+        if key in _KERAS and not (value is None and key in _OPTIONAL.get(kind, ())):
             config[key] = _write(key, value)
     return _serialised("keras.layers", kind, config)
 
