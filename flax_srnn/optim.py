@@ -34,7 +34,8 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
     penalties = jax.tree.leaves(variables.get(linen_cells.PENALTIES, {}))
-    scalars = [validation.shaped("variables['losses']", p, (), "()") for p in penalties]
+    # A layer under `nn.vmap` or `nn.scan` has one penalty for every copy.
+    scalars = [validation.array("variables['losses']", penalty).sum() for penalty in penalties]
     return functools.reduce(operator.add, scalars) if scalars else jnp.zeros(())
 
 
@@ -47,6 +48,8 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
 
     Raises:
       TypeError: `model` is no Flax module.
+      ValueError: a constrained parameter is stacked by `nn.vmap` or `nn.scan`, so that the constraint would act across the
+        stack.
 
     >>> layer = layers.SimpleRNN(2, kernel_constraint="non_neg")
     >>> collect_constraints(layer, jax.random.key(0), jnp.ones((1, 3, 5)))
@@ -55,6 +58,7 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a flax.linen.Module, got {validation.describe(model)}.")
     tree: dict[str, Any] = {}
+    shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -65,10 +69,19 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
                 for name in module.path:
                     node = node.setdefault(name, {})
                 node.update(found)
+                table = module.parameters(*args)
+                shapes.update({(*module.path, name): table[name][1] for name in found})
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-        jax.eval_shape(lambda: model.init(*args, **kwargs))
+        variables = jax.eval_shape(lambda: model.init(*args, **kwargs))
+    for path, box in jax.tree_util.tree_leaves_with_path(variables.get("params", {}), is_leaf=_is_box):
+        place, (leaf,) = _place(path), jax.tree.leaves(box)
+        if shapes.get(place, leaf.shape) != leaf.shape:
+            raise ValueError(
+                f"`model` stacks the constrained parameter {'/'.join(place)}: {shapes[place]} for one layer, got {leaf.shape}. "
+                "Leave the constraint out there, and give `keep_constraints` one of your own for the whole stack."
+            )
     return tree
 
 
@@ -92,7 +105,7 @@ def apply_constraints(params: Any, tree: Mapping[str, Any]) -> Any:
     constraints = _by_path(tree)
 
     def project(path: Any, box: Any) -> Any:
-        place = tuple(_name(key) for key in path)
+        place = _place(path)
         constraint = constraints.pop(place, None)
         if constraint is None:
             return box
@@ -105,7 +118,7 @@ def apply_constraints(params: Any, tree: Mapping[str, Any]) -> Any:
             )
         return meta.replace_boxed(box, projected)
 
-    projected = jax.tree_util.tree_map_with_path(project, params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+    projected = jax.tree_util.tree_map_with_path(project, params, is_leaf=_is_box)
     if constraints:
         raise ValueError(
             f"`tree` constrains {['/'.join(path) for path in constraints]}, which `params` does not have: both must come from the "
@@ -175,6 +188,10 @@ def _by_path(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[
     return found
 
 
-def _name(key: Any) -> str:
-    """The name in one entry of a JAX key path."""
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+def _is_box(x: Any) -> bool:
+    return isinstance(x, meta.AxisMetadata)
+
+
+def _place(path: Any) -> tuple[str, ...]:
+    """The names in a JAX key path."""
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

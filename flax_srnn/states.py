@@ -63,10 +63,16 @@ def _initial(recorded: Any, params: Any) -> Any:
         inner = params if isinstance(params, Mapping) else {}
         if NAME in recorded and "initial_state" in inner:
             learned = meta.unbox(inner["initial_state"])
-            fresh = jax.tree.map(lambda x: jnp.broadcast_to(learned, x.shape).astype(x.dtype), recorded[NAME])
+            fresh = jax.tree.map(lambda x: _in_every_row(learned, x), recorded[NAME])
             return {**_initial({k: v for k, v in recorded.items() if k != NAME}, inner), NAME: fresh}
         return {key: _initial(value, inner if key == NAME else inner.get(key, {})) for key, value in recorded.items()}
     return jax.tree.map(jnp.zeros_like, recorded)
+
+
+def _in_every_row(learned: jax.Array, recorded: jax.Array) -> jax.Array:
+    """(U,) as (*batch, U); (N, U) as (N, *batch, U) for the N copies of a layer under `nn.vmap`."""
+    rows = jnp.expand_dims(learned, range(learned.ndim - 1, recorded.ndim - 1))
+    return jnp.broadcast_to(rows, recorded.shape).astype(recorded.dtype)
 
 
 def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:

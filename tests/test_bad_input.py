@@ -526,7 +526,6 @@ TRAINING = [
     ),
     Case(TypeError, "variables", "None", lambda: regularization_loss(None)),
     Case(TypeError, "variables", "0.5", lambda: regularization_loss(0.5)),
-    Case(ValueError, "variables['losses']", "(2, 4)", lambda: regularization_loss({"losses": {"mine": H}})),
     Case(TypeError, "variables['losses']", "'x'", lambda: regularization_loss({"losses": {"mine": "x"}})),
     Case(TypeError, "model", "3 (int)", lambda: collect_constraints(3, KEY, X)),
     Case(TypeError, "model", "SimpleRNN", lambda: collect_constraints(SimpleRNN, KEY, X)),

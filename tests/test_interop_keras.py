@@ -38,7 +38,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def lenient():
     """Keras relies on rank promotion; ours is applied by `strictly`."""
-    keras.utils.clear_session()  # which numbers the names of layers anew
+    keras.utils.clear_session(free_memory=False)  # which numbers the names of layers anew
     with jax.numpy_rank_promotion("allow"):
         yield
 
@@ -303,7 +303,7 @@ def by_hand(model):
 
 @pytest.fixture(scope="module")
 def saved_stack(tmp_path_factory):
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     with jax.numpy_rank_promotion("allow"):
         folder, model = tmp_path_factory.mktemp("stack"), stack()
         model.compile("adam", "mse", metrics=["mae"])  # whose arrays are in the file too

@@ -192,6 +192,23 @@ def test_penalties_under_jit_and_on_boxed_parameters():
     close(gradient.unbox(), np.full((F, U), 0.02))
 
 
+COPIES = nn.vmap(
+    SimpleRNN,
+    variable_axes={"params": 0, "losses": 0},
+    split_rngs={"params": True},
+    in_axes=None,
+    axis_size=3,
+)
+
+
+def test_penalties_of_all_copies_of_a_layer_are_summed():
+    layer = COPIES(U, kernel_regularizer="l2")
+    variables = drawn(layer, X)
+    sown = losses(layer, variables, X)
+    assert sown["losses"]["kernel_regularizer"].shape == (3,)
+    close(regularization_loss(sown), 0.01 * np.square(variables["params"]["kernel"]).sum())
+
+
 # --- constraints after optimizer steps ---------------------------------------------------------------------------------
 
 CONSTRAINTS = [
@@ -350,6 +367,12 @@ def test_collecting_takes_what_init_takes_and_computes_nothing():
         "stack",
         "both",
     }
+
+
+def test_stacked_parameters_are_not_constrained_across_the_stack():
+    with pytest.raises(ValueError, match=r"`model` stacks .*kernel: \(3, 4\) .* got \(3, 3, 4\)"):
+        collect_constraints(COPIES(U, kernel_constraint="max_norm"), KEY, X)
+    assert collect_constraints(nn.remat(SimpleRNN)(U, kernel_constraint="non_neg"), KEY, X) == {"kernel": NonNeg()}
 
 
 @pytest.mark.parametrize("container", [dict, freeze])

@@ -122,7 +122,8 @@ def test_a_given_state_wins_and_what_comes_of_it_is_stored():
         y, updated = LAYER.apply(variables, X, initial_state=form, mutable=["carry"])
         same(y, expected)
         same(updated["carry"]["states"][0], final)
-    # Another batch is no mistake then: the record begins anew.
+    # Then a record is not needed, and one of another batch is no mistake.
+    same(LAYER.apply({"params": variables["params"]}, X, initial_state=given), expected)
     _, updated = LAYER.apply(variables, X[:1], initial_state=given[:1], mutable=["carry"])
     assert updated["carry"]["states"][0].shape == (1, U)
 
@@ -284,6 +285,16 @@ def test_reset_states_of_boxed_learned_states():
     variables = layer.init(KEY, X)
     _, updated = layer.apply(variables, X, mutable=["carry"])
     same(layer.reset_states({**variables, **updated})["carry"]["states"][0], np.ones((B, U)))
+
+
+def test_reset_states_of_an_ensemble():
+    """The copies of a layer under `nn.vmap` have learned states of their own, here as many copies as rows."""
+    axes = {"params": 0, "carry": 0}
+    many = nn.vmap(SimpleRNN, variable_axes=axes, split_rngs={"params": True}, in_axes=None, axis_size=B)
+    variables = drawn(many(U, stateful=True, initial_state_initializer="normal"), X)
+    learned = variables["params"]["initial_state"]
+    expected = np.repeat(learned[:, None], B, 1)
+    same(reset_states(variables)["carry"]["states"][0], expected)
 
 
 # --- reset_states of one layer -----------------------------------------------------------------------------------------
