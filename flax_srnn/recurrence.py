@@ -38,10 +38,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
-from flax_srnn import activations
+from flax_srnn import activations, forward_mode
 from flax_srnn.cell import cell_step
 
 CHUNK_ELEMENTS = 2**18
@@ -131,9 +129,6 @@ def plain(options: Options, operands: Operands) -> tuple[jax.Array, jax.Array]:
     return final, jnp.moveaxis(states, 0, options.time_axis)
 
 
-# --- forward -----------------------------------------------------------------------------------------------------------
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
     final, states, checkpoints = forward(options, operands, empty_states(options, operands))
@@ -206,9 +201,6 @@ def _dropped(x: jax.Array, mask: jax.Array | None, dropout_mask: jax.Array | Non
     if dropout_mask is not None:
         x = x * (dropout_mask if axis is None else jnp.expand_dims(dropout_mask, axis))
     return x
-
-
-# --- backward ----------------------------------------------------------------------------------------------------------
 
 
 def _scan_forward(options: Options, operands: Operands) -> tuple[Any, Any]:
@@ -380,37 +372,9 @@ def _contract(left: jax.Array, right: jax.Array, options: Options) -> jax.Array:
     return lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())), precision=options.precision)
 
 
-# --- forward mode ------------------------------------------------------------------------------------------------------
-
-
-_marked = Primitive("simple_rnn_operand")
-"""The identity on operands; a custom_vjp function cannot be pushed forward, and this says so before JAX does."""
-_pushed_forward = Primitive("simple_rnn_tangent")
-"""The identity on tangents, transposed to the identity on cotangents; to evaluate it means forward mode, an error."""
-
-
 def reverse_mode_only(operands: Operands) -> Operands:
     """The operands, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
-    return jax.tree.map(_marked.bind, _same_manual_axes(operands))
-
-
-def _refuse_forward_mode(*_: Any) -> Any:
-    raise TypeError(
-        "`implementation`: 'scan', which None chooses too, and 'chunked' have a hand-written backward pass and no forward mode "
-        "(jvp, jacfwd, hessian); pass implementation='autodiff' for that."
-    )
-
-
-_marked.def_impl(lambda x: x)
-_marked.def_abstract_eval(lambda x: x)
-ad.defjvp(_marked, lambda tangent, _: _pushed_forward.bind(tangent))
-batching.defvectorized(_marked)  # batched before it is pushed forward, or else the tangent would be batched: see below
-mlir.register_lowering(_marked, lambda _, x: [x])
-_pushed_forward.def_impl(_refuse_forward_mode)
-_pushed_forward.def_abstract_eval(lambda tangent: tangent)
-ad.deflinear2(_pushed_forward, lambda cotangent, _: [cotangent])
-batching.primitive_batchers[_pushed_forward] = _refuse_forward_mode
-mlir.register_lowering(_pushed_forward, _refuse_forward_mode)
+    return jax.tree.map(forward_mode.refused, _same_manual_axes(operands))
 
 
 # --- shapes and chunks -------------------------------------------------------------------------------------------------

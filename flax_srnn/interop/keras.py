@@ -127,6 +127,15 @@ def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], 
       ImportError: h5py is not installed.
 
     Source: Keras `Model.save_weights`.
+
+    >>> import pathlib, tempfile
+    >>> import jax, jax.numpy as jnp
+    >>> from flax_srnn import SimpleRNN
+    >>> layer, folder = SimpleRNN(4), pathlib.Path(tempfile.mkdtemp())
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> save_weights(folder / "model.weights.h5", layer, variables)
+    >>> {name: sorted(params) for name, params in load_weights(folder / "model.weights.h5").items()}
+    {'simple_rnn': ['bias', 'kernel', 'recurrent_kernel']}
     """
     if not os.fspath(path).endswith(".weights.h5"):
         raise ValueError(f"`path` must end in '.weights.h5' for Keras to read it, got {os.fspath(path)!r}.")
@@ -169,6 +178,10 @@ def load_model(path: AnyPath) -> tuple[_keras_model.Sequential, dict[str, Any]]:
       ValueError: it is damaged, beyond the limits, or holds what cannot be represented. What loads, applies.
 
     Source: Keras `keras.saving.load_model`.
+
+    >>> load_model("no such file.keras")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    FileNotFoundError:
     """
     with _files.blaming(path):
         return _module(_model_files.open_model(path))
@@ -186,6 +199,10 @@ def from_keras(layer: Any) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
       TypeError: it is no Keras layer.
       ValueError: it is not built yet, or cannot be represented (see `from_config`).
+
+    >>> from_keras("simple_rnn")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    TypeError:
     """
     kind = type(layer)
     if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
@@ -220,6 +237,10 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
     Raises:
       FileNotFoundError: there is no such input.
       ValueError: as in `load_model`; the output exists, or is to be another kind of file.
+
+    >>> convert("no such file.keras", "out")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    FileNotFoundError:
     """
     if os.fspath(output_path).endswith(".weights.h5"):
         save_weights(output_path, *load_model(input_path))
