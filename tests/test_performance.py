@@ -161,7 +161,7 @@ def test_truncated_backpropagation_compiles_one_loop():
         str(jax.make_jaxpr(lambda x: truncated.truncated_rnn(params, x, 5)[1])(jnp.ones((2, steps, 3))))
         for steps in (10, 500)
     )
-    assert len(short.splitlines()) == len(long.splitlines())
+    assert short.count(" = ") == long.count(" = ")  # equations
 
 
 @pytest.mark.parametrize(
