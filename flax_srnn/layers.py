@@ -128,6 +128,7 @@ class SimpleRNN(linen_cells.SimpleCellModule, _Layer, options.SimpleRNNOptions):
 
     Source: Keras `SimpleRNN`.
 
+    >>> import jax, jax.numpy as jnp
     >>> layer = SimpleRNN(4, return_sequences=True, return_state=True)
     >>> (output, state), variables = layer.init_with_output(jax.random.key(0), jnp.ones((32, 10, 8)))
     >>> output.shape, state.shape
@@ -167,6 +168,7 @@ class RNN(_Layer, options.RNNOptions):
 
     Source: Keras `RNN`.
 
+    >>> import jax, jax.numpy as jnp
     >>> layer = RNN([SimpleRNNCell(4), nn.LSTMCell(5)], return_state=True)
     >>> (output, first, (c, h)), variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 7, 3)))
     >>> output.shape, first.shape, c.shape, sorted(variables["params"])
@@ -214,6 +216,7 @@ class Bidirectional(linen_cells.Checked, options.BidirectionalOptions):
 
     Source: Keras `Bidirectional`; M. Schuster and K. Paliwal, "Bidirectional recurrent neural networks" (1997).
 
+    >>> import jax, jax.numpy as jnp
     >>> layer = Bidirectional(SimpleRNN(4, return_sequences=True))
     >>> output, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 7, 3)))
     >>> output.shape, sorted(variables["params"])

@@ -44,7 +44,8 @@ def simple_rnn(
     chunks: int | None = None,
     tol: float | None = None,
     max_sweeps: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    return_sweeps: bool = False,
+) -> tuple[jax.Array, ...]:
     """A simple RNN over a whole sequence; without options it equals this loop::
 
         for t in range(T):
@@ -76,9 +77,10 @@ def simple_rnn(
       chunks, tol, max_sweeps: of the implementation "chunked": into how many pieces it cuts the sequence, how closely they
         must agree (relative to states of size 1), and after how many sweeps it gives up, which makes outputs and gradients
         NaN. Default up to 32 chunks, 1e-6, and as many sweeps as chunks, which always suffice.
+      return_sweeps: return the number of sweeps of the forward pass as well (the backward pass takes about as many).
 
     Returns:
-      (final_state (*batch, U), outputs in the layout of `inputs`). The dtype is the common one of params, inputs and
+      (final_state (*batch, U), outputs in the layout of `inputs`), with `return_sweeps` also an int32 number. The dtype is the common one of params, inputs and
       initial state; bfloat16 and float16 are computed in float32 and rounded once, at the end.
 
     Raises:
@@ -95,12 +97,12 @@ def simple_rnn(
     """
     w = validation.weights(params)
     flags = {"go_backwards": go_backwards, "keep_order": keep_order, "zero_output_for_mask": zero_output_for_mask}
-    flags |= {"time_major": time_major, "return_sequences": return_sequences}
+    flags |= {"time_major": time_major, "return_sequences": return_sequences, "return_sweeps": return_sweeps}
     for name, value in (flags if remat is None else flags | {"remat": remat}).items():
         validation.flag(name, value)
     validation.unroll(unroll)
     validation.implementation(implementation)
-    validation.sweeping(implementation, chunks, tol, max_sweeps)
+    validation.sweeping(implementation, chunks, tol, max_sweeps, return_sweeps)
     validation.precision(precision)
     function = activations.get(activation)
     inputs, batch, steps = validation.sequence(inputs, time_major=time_major)
@@ -158,17 +160,18 @@ def simple_rnn(
         remat=remat,
     )
     if implementation == "chunked":
-        final, states = chunked.solve(options, operands, chunks=chunks, tol=tol, max_sweeps=max_sweeps)[:2]
+        final, states, *sweeps = chunked.solve(options, operands, chunks=chunks, tol=tol, max_sweeps=max_sweeps)
     else:
         drive = recurrence.plain if implementation == "autodiff" else recurrence.run
-        final, states = drive(options, operands)
+        final, states, *sweeps = drive(options, operands)
+    sweeps = sweeps if return_sweeps else []
     final = final.astype(dtype).reshape(*batch, units)
 
     if not return_sequences:
         outputs = final
         if zero_output_for_mask and used is not None and steps:
             outputs = jnp.where(used[..., 0 if go_backwards else -1, None], outputs, jnp.zeros((), dtype))
-        return final, outputs
+        return final, outputs, *sweeps
     outputs = states.astype(dtype)
     if zero_output_for_mask and operands.mask is not None:
         shown = operands.mask.T if time_major else operands.mask
@@ -176,7 +179,7 @@ def simple_rnn(
     if go_backwards and not keep_order:
         outputs = jnp.flip(outputs, options.time_axis)
     layout = (steps, *batch) if time_major else (*batch, steps)
-    return final, outputs.reshape(*layout, units)
+    return final, outputs.reshape(*layout, units), *sweeps
 
 
 def used_steps(mask: Any, seq_lengths: Any, batch: tuple[int, ...], steps: int) -> jax.Array | None:

@@ -74,7 +74,7 @@ def truncated_rnn(
     reset_flags = validation.step_flags("resets", resets, batch, steps)
     axis = len(batch)
     # Over no steps, the final state is the initial one, wherever that comes from.
-    initial, _ = sequence.simple_rnn(
+    initial, nothing = sequence.simple_rnn(
         params, jax.lax.slice_in_dim(x, 0, 0, axis=axis), initial_state=initial_state, **options
     )
 
@@ -85,14 +85,17 @@ def truncated_rnn(
         used_now, resets_now = (None if flags is None else window(flags) for flags in (used, reset_flags))
         state = jnp.where(start == 0, state, jax.lax.stop_gradient(state))
         back_to = None if resets_now is None else initial
-        return sequence.simple_rnn(
+        state, outputs = sequence.simple_rnn(
             params, window(x), initial_state=state, mask=used_now, resets=resets_now, reset_state=back_to, **options
         )
+        return state, outputs
 
-    whole = steps // size
-    state, outputs = jax.lax.scan(lambda h, k: piece(h, k * size, size), initial, jnp.arange(whole))
-    outputs = jnp.moveaxis(outputs, 0, axis).reshape(*batch, whole * size, initial.shape[-1])
-    if steps % size:
-        state, rest = piece(state, whole * size, steps % size)
-        outputs = jnp.concatenate([outputs, rest], axis)
-    return state, outputs
+    state, outputs = initial, [nothing]
+    whole, rest = divmod(steps, size)
+    if whole:
+        state, pieces = jax.lax.scan(lambda h, k: piece(h, k * size, size), state, jnp.arange(whole))
+        outputs.append(jnp.moveaxis(pieces, 0, axis).reshape(*batch, whole * size, initial.shape[-1]))
+    if rest:
+        state, last = piece(state, whole * size, rest)
+        outputs.append(last)
+    return state, jnp.concatenate(outputs, axis)

@@ -198,7 +198,7 @@ def implementation(value: Any) -> None:
         raise ValueError(f"`implementation` must be None or one of {IMPLEMENTATIONS}, got {describe(value)}.")
 
 
-def sweeping(implementation: Any, chunks: Any, tol: Any, max_sweeps: Any) -> None:
+def sweeping(implementation: Any, chunks: Any, tol: Any, max_sweeps: Any, return_sweeps: bool = False) -> None:
     """The options of the chunked solver, which no other implementation takes."""
     for name, value in (("chunks", chunks), ("max_sweeps", max_sweeps)):
         if value is not None:
@@ -211,7 +211,8 @@ def sweeping(implementation: Any, chunks: Any, tol: Any, max_sweeps: Any) -> Non
             raise TypeError(f"`tol` must be a positive number or None, got {describe(tol)}.")
         if not 0 < tol < math.inf:
             raise ValueError(f"`tol` must be a positive number or None, got {tol!r}.")
-    for name, value in (("chunks", chunks), ("tol", tol), ("max_sweeps", max_sweeps)):
+    given = {"chunks": chunks, "tol": tol, "max_sweeps": max_sweeps, "return_sweeps": return_sweeps or None}
+    for name, value in given.items():
         if value is not None and implementation != "chunked":
             raise ValueError(
                 f"`{name}`: {value!r} is for implementation='chunked', got {implementation!r}: leave it None."

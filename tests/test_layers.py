@@ -121,12 +121,14 @@ def test_any_number_of_batch_dimensions(layer, batch):
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("sequences", [False, True])
 def test_merge_modes_are_the_two_layers_merged(sequences, backwards):
-    """In the order of the inputs; if the forward layer goes backwards, in its order, as Keras does."""
+    """In the order of the inputs, if the forward layer goes backwards in its order, and 0 at masked steps, as Keras does."""
     layer = SimpleRNN(U, return_sequences=sequences, go_backwards=backwards)
     variables = drawn(Bidirectional(layer), X)
-    first = layer.apply({"params": variables["params"]["forward_layer"]}, X, mask=MASK)
     other = layer.clone(go_backwards=not backwards)
-    second = other.apply({"params": variables["params"]["backward_layer"]}, X, mask=MASK)
+    first, second = (
+        one.clone(zero_output_for_mask=sequences).apply({"params": variables["params"][name]}, X, mask=MASK)
+        for one, name in ((layer, "forward_layer"), (other, "backward_layer"))
+    )
     if sequences:
         second = second[:, ::-1]
     expected = {
