@@ -145,7 +145,7 @@ def forward(options: Options, operands: Operands, states: jax.Array | None) -> t
 
     def chunk(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
         h, states = carry
-        carry = _forward_chunk(options, operands, start, count, h, states, 0)
+        carry = _forward_chunk(options, operands, start, count, h, states, start)
         return carry, h if options.record == "checkpoints" else None
 
     steps, size = operands.inputs.shape[options.time_axis], _chunk_size(options, operands)
@@ -156,29 +156,30 @@ def forward(options: Options, operands: Operands, states: jax.Array | None) -> t
 
 
 def _forward_chunk(
-    options: Options, operands: Operands, start: Any, count: int, h: jax.Array, buffer: Any, first: Any
+    options: Options, operands: Operands, start: Any, count: int, h: jax.Array, buffer: Any, place: Any
 ) -> tuple[jax.Array, Any]:
-    """Runs steps [start, start + count) from state `h`; writes the state of step t to t - first in `buffer`, if any."""
+    """Runs steps [start, start + count) from state `h`; writes their states to `buffer`, if any, from `place` on."""
     axis, o = options.time_axis, operands
     hoisted = _hoists(options, operands)
     z = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
 
-    def step(carry: tuple[jax.Array, Any], t: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+    def step(carry: tuple[jax.Array, Any], k: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
         h, buffer = carry
+        t = start + k
         m, r = _at(o.mask, t, 1), _at(o.resets, t, 1)
         if o.reset_state is not None:
             h = _select(r, o.reset_state, h)
-        z_t = _at(z, t - start, axis) if hoisted else _project(options, o, _at(o.inputs, t, axis), m, None)
+        z_t = _at(z, k, axis) if hoisted else _project(options, o, _at(o.inputs, t, axis), m, None)
         if o.bias is not None:
             z_t = z_t + o.bias[None]
         recurrent = h if o.recurrent_dropout_mask is None else h * o.recurrent_dropout_mask
         a = z_t + jnp.dot(recurrent, o.recurrent_kernel, precision=options.precision)
         h = _select(m, options.activation(a), h)
         if buffer is not None:
-            buffer = lax.dynamic_update_index_in_dim(buffer, h, t - first, axis)
+            buffer = _put(buffer, h, place + k, axis)
         return (h, buffer), None
 
-    carry, _ = lax.scan(step, (h, buffer), start + jnp.arange(count), reverse=options.reverse, unroll=options.unroll)
+    carry, _ = lax.scan(step, (h, buffer), jnp.arange(count), reverse=options.reverse, unroll=options.unroll)
     return carry
 
 
@@ -242,10 +243,11 @@ def pullback(
     from_output = activations.from_output(options.activation)
     # Transposed once: contracting the other dimension inside the loop is up to three times slower.
     kernel_t, recurrent_kernel_t = o.kernel.T, o.recurrent_kernel.T
+    stacked = jnp.concatenate([o.recurrent_kernel, o.kernel, *([] if o.bias is None else [o.bias[None]])])
     dot = functools.partial(jnp.dot, precision=options.precision)
 
     def chunk(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
-        c, sums, inputs_cotangent = carry
+        c, sums, weights, inputs_cotangent = carry
         x, mask = _windows(options, o, start, count)
         if options.record == "states":
             states = _window(record, start, count, axis)
@@ -253,26 +255,29 @@ def pullback(
         else:
             before = checkpoint
             buffer = _zeros(o, _layout(options, batch, count, units))
-            _, states = _forward_chunk(options, o, start, count, before, buffer, start)
+            _, states = _forward_chunk(options, o, start, count, before, buffer, 0)
         s = _shifted(states, before, axis, options.reverse)
         if o.resets is not None and o.reset_state is not None:
             flags = _window(o.resets, start, count, 1)
             flags = flags.T if axis == 0 else flags
             s = jnp.where(flags[..., None], jnp.expand_dims(o.reset_state, axis), s)
-        # Made once and whole: otherwise XLA fuses the shift into the transposing copy for the product below, number by number.
-        s_dropped = lax.optimization_barrier(_dropped(s, None, o.recurrent_dropout_mask, axis))
+        # [s ∘ d_h, x ∘ d_x, 1]: one product with it in place of three. Made once and whole, or else XLA fuses the shift into
+        # the transposing copy for that product, number by number.
+        parts = [_dropped(s, None, o.recurrent_dropout_mask, axis), _dropped(x, mask, o.input_dropout_mask, axis)]
+        parts += [] if o.bias is None else [jnp.ones_like(s[..., :1])]
+        joined = lax.optimization_barrier(jnp.concatenate(parts, -1))
         if from_output:
             # The loop reads the states where they stand, without a copy of the chunk's.
-            kept, first = (record, 0) if options.record == "states" else (states, start)
+            kept, place = (record, start) if options.record == "states" else (states, 0)
         else:
-            kept, first = _project(options, o, x, mask, axis) + dot(s_dropped, o.recurrent_kernel), start
-            kept = kept if o.bias is None else kept + jnp.broadcast_to(o.bias, kept.shape)
+            kept, place = dot(joined, stacked), 0
 
-        def step(carry: tuple[jax.Array, Any, jax.Array], t: jax.Array) -> tuple[Any, None]:
+        def step(carry: tuple[jax.Array, Any, jax.Array], k: jax.Array) -> tuple[Any, None]:
             c, reset_cotangent, deltas = carry
+            t = start + k
             m, r = _at(o.mask, t, 1), _at(o.resets, t, 1)
             e = c if states_cotangent is None else c + _at(states_cotangent, t, axis)
-            y = _at(kept, t - first, axis)
+            y = _at(kept, place + k, axis)
             delta = from_output(y, e) if from_output else jax.vjp(options.activation, y)[1](e)[0]
             zero = jnp.zeros_like(e)
             # Used twice below: without the barrier XLA computes it twice.
@@ -285,23 +290,19 @@ def pullback(
             if r is not None:
                 reset_cotangent = reset_cotangent + _select(r, back, zero)
                 back = _select(r, zero, back)
-            return (back, reset_cotangent, lax.dynamic_update_index_in_dim(deltas, delta, t - start, axis)), None
+            return (back, reset_cotangent, _put(deltas, delta, k, axis)), None
 
         deltas = _zeros(o, _layout(options, batch, count, units))
         (c, reset_cotangent, deltas), _ = lax.scan(
             step,
             (c, sums.reset_state, deltas),
-            start + jnp.arange(count),
+            jnp.arange(count),
             reverse=not options.reverse,
             unroll=options.unroll,
         )
         projected_back = dot(deltas, kernel_t)
-        sums = sums._replace(
-            kernel=sums.kernel + _contract(_dropped(x, mask, o.input_dropout_mask, axis), deltas, options),
-            recurrent_kernel=sums.recurrent_kernel + _contract(s_dropped, deltas, options),
-            bias=None if o.bias is None else sums.bias + deltas.sum((0, 1)),
-            reset_state=reset_cotangent,
-        )
+        weights = weights + _contract(joined, deltas, options)
+        sums = sums._replace(reset_state=reset_cotangent)
         if o.input_dropout_mask is not None:
             d = (projected_back * _dropped(x, mask, None, axis)).sum(axis)
             sums = sums._replace(input_dropout_mask=sums.input_dropout_mask + d)
@@ -311,20 +312,27 @@ def pullback(
         inputs_cotangent = lax.dynamic_update_slice_in_dim(
             inputs_cotangent, _dropped(projected_back, None, o.input_dropout_mask, axis), start, axis
         )
-        return (c, sums, inputs_cotangent), None
+        return (c, sums, weights, inputs_cotangent), None
 
-    summed: Any = {"inputs": None, "initial_state": None, "mask": None, "resets": None}
-    sums = jax.tree.map(jnp.zeros_like, o._replace(**summed))
-    (c, sums, inputs_cotangent), _ = _for_chunks(
+    others: Any = dict.fromkeys(("kernel", "recurrent_kernel", "bias", "inputs", "initial_state", "mask", "resets"))
+    sums = jax.tree.map(jnp.zeros_like, o._replace(**others))
+    (c, sums, weights, inputs_cotangent), _ = _for_chunks(
         chunk,
-        (final_cotangent, sums, jnp.zeros_like(o.inputs)),
+        (final_cotangent, sums, jnp.zeros_like(stacked), jnp.zeros_like(o.inputs)),
         steps,
         _chunk_size(options, o),
         not options.reverse,
         options.unroll,
         record if options.record == "checkpoints" else (None, None),
     )
-    return sums._replace(inputs=inputs_cotangent, initial_state=c)
+    recurrent_kernel, kernel, bias = jnp.split(weights, (units, units + o.kernel.shape[0]))
+    return sums._replace(
+        kernel=kernel,
+        recurrent_kernel=recurrent_kernel,
+        bias=None if o.bias is None else bias[0],
+        inputs=inputs_cotangent,
+        initial_state=c,
+    )
 
 
 def _pullback_forward(options: Options, o: Operands, record: Any, *cotangents: Any) -> tuple[Operands, Any]:
@@ -368,8 +376,9 @@ def _shifted(states: jax.Array, before: jax.Array, axis: int, reverse: bool) -> 
 
 
 def _contract(left: jax.Array, right: jax.Array, options: Options) -> jax.Array:
-    """Σ over batch and time of leftᵀ right, as one matrix product."""
-    return lax.dot_general(left, right, (((0, 1), (0, 1)), ((), ())), precision=options.precision)
+    """Σ over batch and time of leftᵀ right, as one product of matrices: over two dimensions XLA may transpose a copy."""
+    left, right = (x.reshape(-1, x.shape[-1]) for x in (left, right))
+    return lax.dot_general(left, right, (((0,), (0,)), ((), ())), precision=options.precision)
 
 
 def reverse_mode_only(operands: Operands) -> Operands:
@@ -453,7 +462,12 @@ def _window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
 
 
 def _at(x: Any, k: jax.Array, axis: int) -> Any:
-    return None if x is None else lax.dynamic_index_in_dim(x, k, axis, keepdims=False)
+    # Without the wrap-around of negative indices: one operation less in the loop, which matters where a step is small.
+    return None if x is None else lax.dynamic_index_in_dim(x, k, axis, keepdims=False, allow_negative_indices=False)
+
+
+def _put(x: jax.Array, step: jax.Array, k: jax.Array, axis: int) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(x, step, k, axis, allow_negative_indices=False)
 
 
 def _select(flag: jax.Array | None, x: jax.Array, y: jax.Array) -> jax.Array:

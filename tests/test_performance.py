@@ -124,8 +124,8 @@ def test_what_is_not_asked_for_is_not_computed():
         text = jax.jit(jax.grad(loss, argnums)).lower(params, inputs, dropout).compile().as_text()
         return len(re.findall(r" dot\(", text))
 
-    # A step forward, the projection, a step backward, and the two kernels; then the inputs; then the dropout mask.
-    assert [products(0), products((0, 1)), products((0, 1, 2))] == [5, 6, 7]
+    # A step forward, the projection, a step backward, and all weights; then the inputs; then the dropout mask.
+    assert [products(0), products((0, 1)), products((0, 1, 2))] == [4, 5, 6]
 
 
 def compilations(caplog, call):
