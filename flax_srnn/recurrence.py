@@ -161,15 +161,17 @@ def _forward_chunk(
     """Runs steps [start, start + count) from state `h`; writes their states to `buffer`, if any, from `place` on."""
     axis, o = options.time_axis, operands
     hoisted = _hoists(options, operands)
-    z = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
+    z: Any = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
 
-    def step(carry: tuple[jax.Array, Any], k: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+    # One row is one small operation after the other: what is read at step k comes through `xs`, by the scan's own counter.
+    xs = (None if hoisted else o.inputs, axis), (o.mask, 1), (o.resets, 1)
+
+    def step(carry: tuple[jax.Array, Any], now: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Any], None]:
         h, buffer = carry
-        t = start + k
-        m, r = _at(o.mask, t, 1), _at(o.resets, t, 1)
+        k, (x, m, r) = now
         if o.reset_state is not None:
             h = _select(r, o.reset_state, h)
-        z_t = _at(z, k, axis) if hoisted else _project(options, o, _at(o.inputs, t, axis), m, None)
+        z_t = _at(z, k, axis) if hoisted else _project(options, o, x, m, None)
         if o.bias is not None:
             z_t = z_t + o.bias[None]
         recurrent = h if o.recurrent_dropout_mask is None else h * o.recurrent_dropout_mask
@@ -179,7 +181,8 @@ def _forward_chunk(
             buffer = _put(buffer, h, place + k, axis)
         return (h, buffer), None
 
-    carry, _ = lax.scan(step, (h, buffer), jnp.arange(count), reverse=options.reverse, unroll=options.unroll)
+    steps = jnp.arange(count), [_time_first(x, start, count, axis) for x, axis in xs]
+    carry, _ = lax.scan(step, (h, buffer), steps, reverse=options.reverse, unroll=options.unroll)
     return carry
 
 
@@ -272,11 +275,10 @@ def pullback(
         else:
             kept, place = dot(joined, stacked), 0
 
-        def step(carry: tuple[jax.Array, Any, jax.Array], k: jax.Array) -> tuple[Any, None]:
+        def step(carry: tuple[jax.Array, Any, jax.Array], now: tuple[jax.Array, Any]) -> tuple[Any, None]:
             c, reset_cotangent, deltas = carry
-            t = start + k
-            m, r = _at(o.mask, t, 1), _at(o.resets, t, 1)
-            e = c if states_cotangent is None else c + _at(states_cotangent, t, axis)
+            k, (m, r) = now
+            e = c if states_cotangent is None else c + _at(states_cotangent, start + k, axis)
             y = _at(kept, place + k, axis)
             delta = from_output(y, e) if from_output else jax.vjp(options.activation, y)[1](e)[0]
             zero = jnp.zeros_like(e)
@@ -296,7 +298,7 @@ def pullback(
         (c, reset_cotangent, deltas), _ = lax.scan(
             step,
             (c, sums.reset_state, deltas),
-            jnp.arange(count),
+            (jnp.arange(count), [_time_first(flags, start, count, 1) for flags in (o.mask, o.resets)]),
             reverse=not options.reverse,
             unroll=options.unroll,
         )
@@ -461,9 +463,13 @@ def _window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, start, count, axis)
 
 
-def _at(x: Any, k: jax.Array, axis: int) -> Any:
+def _time_first(x: jax.Array | None, start: Any, count: int, axis: int) -> jax.Array | None:
+    return None if x is None else jnp.moveaxis(_window(x, start, count, axis), axis, 0)
+
+
+def _at(x: jax.Array, k: jax.Array, axis: int) -> jax.Array:
     # Without the wrap-around of negative indices: one operation less in the loop, which matters where a step is small.
-    return None if x is None else lax.dynamic_index_in_dim(x, k, axis, keepdims=False, allow_negative_indices=False)
+    return lax.dynamic_index_in_dim(x, k, axis, keepdims=False, allow_negative_indices=False)
 
 
 def _put(x: jax.Array, step: jax.Array, k: jax.Array, axis: int) -> jax.Array:

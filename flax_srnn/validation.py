@@ -41,11 +41,9 @@ def describe(value: Any) -> str:
 
 def array(name: str, value: Any) -> jax.Array:
     """`value` as a real-valued array."""
-    if (
-        not hasattr(value, "dtype")
-        and not isinstance(value, (int, float, list, tuple))
-        and not hasattr(value, "__jax_array__")
-    ):
+    known = hasattr(value, "dtype") or hasattr(value, "__jax_array__") or isinstance(value, (int, float, list, tuple))
+    # JAX would take a string in a list for the name of a dtype.
+    if not known or any(isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(value)):
         raise TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.")
     try:
         result = jnp.asarray(value)
