@@ -43,7 +43,7 @@ def test_values_and_gradients(case):
     assert_derivative(problem, grads)
 
 
-@pytest.mark.parametrize("case", [*cases.SINGLE[3:], *cases.DRAWN[:20]], ids=str)
+@pytest.mark.parametrize("case", [*cases.SINGLE[4::2], *cases.DRAWN[:8]], ids=str)
 def test_values(case):
     problem = case.problem()
     returned = call(simple_rnn, problem, unroll=case.unroll, **EXACT)
@@ -86,7 +86,7 @@ def outputs_and_gradients(params, inputs, **options):
     return outputs, grads
 
 
-@pytest.mark.parametrize("chunks", [2, 7, 16, None])  # 600 is no multiple of 7 or 16
+@pytest.mark.parametrize("chunks", [7, None])  # 600 is no multiple of 7
 @pytest.mark.parametrize(("gain", "activation"), [(0.3, "tanh"), (0.98, None), (1.0, None), (1.8, "tanh")])
 def test_no_network_makes_it_wrong(gain, activation, chunks):
     """Forgetting, forgetting slowly, never forgetting, chaotic."""
@@ -177,8 +177,9 @@ def test_the_number_of_sweeps_is_returned(return_sequences):
 # --- sizes, transformations, layers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("time_major", [False, True])
-@pytest.mark.parametrize(("rows", "steps"), [(0, 5), (2, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("rows", "steps", "time_major"), [(0, 5, False), (2, 0, False), (2, 0, True), (2, 1, True), (2, 2, False)]
+)
 def test_no_rows_no_steps_and_fewer_steps_than_chunks(rows, steps, time_major):
     params, _ = network(0.5)
     inputs = jnp.ones((steps, rows, 3) if time_major else (rows, steps, 3))
