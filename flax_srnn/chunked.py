@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_srnn import recurrence, validation
+from flax_srnn import recurrence, validation, varying
 from flax_srnn.recurrence import Operands, Options
 
 CHUNKS = 32
@@ -273,7 +273,7 @@ def _until_agreed(
         agree = (change <= sweeps.tol * jnp.maximum(size, least)) | (number + 1 >= sweeps.chunks)
         return ends, results, agree, number + 1
 
-    agree, number = (recurrence.vary_like(jnp.array(x), first) for x in (False, 0))
+    agree, number = (varying.like(jnp.array(x), first) for x in (False, 0))
     return lax.while_loop(go_on, again, (ends, results, agree, number))
 
 

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_srnn import activations, forward_mode
+from flax_srnn import activations, forward_mode, varying
 from flax_srnn.cell import cell_step
 
 CHUNK_ELEMENTS = 2**18
@@ -99,7 +99,7 @@ def run(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def plain(options: Options, operands: Operands) -> tuple[jax.Array, jax.Array]:
     """(final state, states) by `cell_step` under a plain scan: the definition, differentiable in every mode."""
-    operands = _same_manual_axes(operands)
+    operands = varying.alike(operands)
     params = {"kernel": operands.kernel, "recurrent_kernel": operands.recurrent_kernel}
     if operands.bias is not None:
         params["bias"] = operands.bias
@@ -385,7 +385,7 @@ def _contract(left: jax.Array, right: jax.Array, options: Options) -> jax.Array:
 
 def reverse_mode_only(operands: Operands) -> Operands:
     """The operands, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
-    return jax.tree.map(forward_mode.refused, _same_manual_axes(operands))
+    return jax.tree.map(forward_mode.refused, varying.alike(operands))
 
 
 # --- shapes and chunks -------------------------------------------------------------------------------------------------
@@ -483,35 +483,4 @@ def _select(flag: jax.Array | None, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _zeros(operands: Operands, shape: tuple[int, ...]) -> jax.Array:
     zeros = jnp.zeros(shape, operands.initial_state.dtype)
-    return vary_like(zeros, operands.initial_state)
-
-
-def _same_manual_axes(operands: Operands) -> Operands:
-    """Inside `shard_map`, everything varies over the axes that anything varies over; elsewhere the operands unchanged.
-
-    Loop carries must vary alike from the first step on. Cast here, outside the custom derivative, a replicated parameter's
-    gradient is summed over the mesh by the transpose of the cast.
-    """
-    axes = frozenset[str]().union(*map(_manual_axes, jax.tree.leaves(operands)))
-    return jax.tree.map(lambda x: _vary(x, axes), operands)
-
-
-def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x`, varying over the manual mesh axes that `like` varies over."""
-    return _vary(x, _manual_axes(like))
-
-
-def _manual_axes(x: jax.Array) -> frozenset[str]:
-    """The manual mesh axes that `x` varies over (newer JAX says so under another name)."""
-    aval: Any = jax.typeof(x)
-    return frozenset(aval.mat.varying if hasattr(aval, "mat") else aval.vma)
-
-
-def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(sorted(axes - _manual_axes(x)))
-    if not missing:
-        return x
-    either: Any = lax
-    if hasattr(lax, "pcast"):
-        return either.pcast(x, missing, to="varying")
-    return either.pvary(x, missing)
+    return varying.like(zeros, operands.initial_state)

@@ -3,6 +3,7 @@
 Unless XLA_FLAGS says otherwise, LLVM optimises little: most of the time goes into compiling programs that run once.
 """
 
+import gc
 import itertools
 import os
 
@@ -20,6 +21,14 @@ from flax_srnn import recurrence
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 PARITY = "keras parity"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def caches():
+    """What was compiled for one file is of no use to the next; kept, it is gigabytes for the garbage collector to go through."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

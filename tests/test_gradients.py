@@ -91,7 +91,7 @@ def assert_derivative(problem, grads):
 # --- every combination of options --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", cases.SINGLE[:3] + cases.DRAWN[20:], ids=str)
+@pytest.mark.parametrize("case", cases.SINGLE[:3] + cases.DRAWN[30:], ids=str)
 def test_every_gradient(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll)

@@ -94,7 +94,7 @@ def drawn(count, seed=0):
         yield config
 
 
-CONFIGS = list(drawn(210))
+CONFIGS = list(drawn(150))
 
 
 def build(library, config):

@@ -1,0 +1,39 @@
+"""Inside `shard_map`: what varies over which axes of the mesh. Elsewhere all of this does nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def alike(arrays: Any) -> Any:
+    """The arrays of a tree, all varying over the axes that any of them varies over.
+
+    Loop carries must vary alike from the first step on. Cast outside a custom derivative, a replicated parameter's gradient
+    is summed over the mesh by the transpose of the cast.
+    """
+    axes = frozenset[str]().union(*map(_axes, jax.tree.leaves(arrays)))
+    return jax.tree.map(lambda x: _vary(x, axes), arrays)
+
+
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x`, varying over the axes that `other` varies over."""
+    return _vary(x, _axes(other))
+
+
+def _axes(x: jax.Array) -> frozenset[str]:
+    """The manual mesh axes that `x` varies over (newer JAX says so under another name)."""
+    aval: Any = jax.typeof(x)
+    return frozenset(aval.mat.varying if hasattr(aval, "mat") else aval.vma)
+
+
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    missing = tuple(sorted(axes - _axes(x)))
+    if not missing:
+        return x
+    either: Any = lax
+    if hasattr(lax, "pcast"):
+        return either.pcast(x, missing, to="varying")
+    return either.pvary(x, missing)
