@@ -48,8 +48,8 @@ CHUNK_STEPS = 8
 """The least number of steps in a chunk, however large a step is."""
 CHECKPOINT_BYTES = 32 * 2**20
 """States larger than this are recomputed in the backward pass unless they are the output anyway."""
-SMALL_STEP = 256
-"""B·U·max(F, U) up to which the per-step overhead of a hoisted projection exceeds its gain."""
+KERNEL_ELEMENTS = 2**16
+"""F·U from which the input kernel does not stay in cache from one step to the next: 256 KB in float32."""
 
 
 class Operands(NamedTuple):
@@ -439,15 +439,11 @@ def _ceil(number: int, divisor: int) -> int:
 def _hoists(options: Options, operands: Operands) -> bool:
     """Whether the projection of the inputs is one product for the whole chunk, before the loop.
 
-    Not in three cases, each measured: for one row, where the kernel stays in cache and a chunk's product is no faster than
-    its steps'; for few features, where a step's product costs less than to write the chunk's and read it again; for tiny
-    steps, where one more operation costs more than it saves.
+    It is where the kernel is too large to stay in cache: several rows' steps then share one reading of it. A smaller kernel,
+    and a single row, lose nothing in the loop, and the chunk's projection is neither written nor read again.
     """
     batch, _, units = _sizes(options, operands)
-    in_features = operands.inputs.shape[-1]
-    if not isinstance(batch, int):
-        return 4 * in_features >= units
-    return batch > 1 and 4 * in_features >= units and batch * units * max(in_features, units) > SMALL_STEP
+    return batch != 1 and operands.inputs.shape[-1] * units >= KERNEL_ELEMENTS
 
 
 def _sizes(options: Options, operands: Operands) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# (T, F, U). The recurrence projects its inputs step by step where there is little to do or one feature, else all at once.
+# (T, F, U).
 TINY, ONE_FEATURE, WIDE = (7, 2, 4), (6, 1, 5), (5, 6, 12)
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus", "silu", "softmax", None)
 

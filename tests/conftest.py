@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of at most three steps, so that a short sequence has several."""
+    """Chunks of at most three steps, so that a short sequence has several; inputs of `cases.WIDE` projected a chunk at a time."""
 
     def forget():
         for program in (recurrence.run, recurrence.plain):
@@ -63,5 +63,6 @@ def small_chunks(monkeypatch):
     forget()
     monkeypatch.setattr(recurrence, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(recurrence, "CHUNK_STEPS", 3)
+    monkeypatch.setattr(recurrence, "KERNEL_ELEMENTS", 72)
     yield
     forget()
