@@ -88,6 +88,17 @@ def test_no_loop_touches_a_whole_array(shape, mask, activation):
     assert [line for line in whole if operation(line, table) not in WRITERS] == []
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_step_is_few_operations(shape):
+    # XLA runs at most eight in order, more of them through a concurrent scheduler: about a microsecond a step.
+    bodies, _ = loop_bodies(compiled(shape).as_text())
+    free = (" parameter(", " get-tuple-element(", " tuple(", " bitcast(", " constant(", " call(")
+    steps = [[line for line in body if not any(word in line for word in free)] for body in bodies.values()]
+    steps = [body for body in steps if not any(" while(" in line for line in body)]
+    assert len(steps) >= 2
+    assert max(map(len, steps)) <= 8
+
+
 @pytest.mark.parametrize(
     ("shape", "inside"),
     [((4, 30, 256, 256), 1), ((1, 30, 256, 256), 2), ((4, 30, 255, 256), 2)],
