@@ -79,7 +79,8 @@ class _Layer(nnx_cells.Checked):
         return done.returned
 
     def _cells(self) -> list[Any]:
-        raise NotImplementedError
+        """Its cells, first to last: what the layers differ in."""
+        raise NotImplementedError  # every layer below has its own
 
     def reset_states(self, states: Any = None) -> None:
         """Sets the recorded states back to the initial states, or to `states`.

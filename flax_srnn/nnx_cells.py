@@ -106,6 +106,7 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
         validation.features(x, self.in_features)
         return forward.step(self, self.params(), carry, x, self.key(training))
 
+    # Without Flax's `carry_init`: the state starts from zeros, as in Keras.
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]
         """Zeros (*batch, U) for inputs of `input_shape` (*batch, F)."""
         return forward.zero_carry(self, input_shape)
@@ -141,6 +142,7 @@ class StackedRNNCells(Checked, nnx.RNNCellBase):
         steps = [functools.partial(cell, **forward.training_keyword(cell, training)) for cell in self.cells]
         return forward.stacked_step(steps, carry, inputs)
 
+    # Without Flax's `carry_init`, which would be one for states of different kinds.
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> tuple[Any, ...]:  # type: ignore[override]
         """One initial state a cell for inputs of `input_shape` (*batch, F)."""
         carry = []
