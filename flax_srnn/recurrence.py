@@ -23,9 +23,10 @@ the others a_t is recomputed, for a whole chunk in one product. Where only the f
 `CHECKPOINT_BYTES` not even the states are kept, but one in every chunk, and a chunk is run again before its backward pass
 (Chen et al., "Training deep nets with sublinear memory cost", 2016).
 
-Arrays stay in the caller's layout, batch-major or time-major (`time_axis` 1 or 0): steps are read and written in place with
-dynamic slices, nothing is transposed or flipped. Outputs go to a buffer of their own: a loop that overwrites its own input
-in place makes XLA copy the whole array at every step.
+Arrays stay in the caller's layout, batch-major or time-major (`time_axis` 1 or 0): states and cotangents are read and written in
+place with dynamic slices, nothing is flipped. Only what a chunk reads but does not compute, its inputs and flags, is brought to
+time-major order, a chunk at a time. Outputs go to a buffer of their own: a loop that overwrites its own input in place makes
+XLA copy the whole array at every step.
 """
 
 from __future__ import annotations
@@ -163,7 +164,8 @@ def _forward_chunk(
     hoisted = _hoists(options, operands)
     z: Any = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
 
-    # One row is one small operation after the other: what is read at step k comes through `xs`, by the scan's own counter.
+    # By the scan's own counter, without an index of our own: XLA's CPU executor runs up to eight operations of a loop body
+    # in order, and more through a scheduler that costs a small step more than its work.
     xs = (None if hoisted else o.inputs, axis), (o.mask, 1), (o.resets, 1)
 
     def step(carry: tuple[jax.Array, Any], now: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Any], None]:

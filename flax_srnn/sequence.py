@@ -80,8 +80,9 @@ def simple_rnn(
       return_sweeps: return the number of sweeps of the forward pass as well (the backward pass takes about as many).
 
     Returns:
-      (final_state (*batch, U), outputs in the layout of `inputs`), with `return_sweeps` also an int32 number. The dtype is the common one of params, inputs and
-      initial state; bfloat16 and float16 are computed in float32 and rounded once, at the end.
+      (final_state (*batch, U), outputs in the layout of `inputs`), with `return_sweeps` also an int32 number. The dtype is
+      the common one of params, inputs and initial state; bfloat16 and float16 are computed in float32 and rounded once, at
+      the end.
 
     Raises:
       TypeError: an argument is no array of real numbers, `params` no mapping, an option of the wrong type.
