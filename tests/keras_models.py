@@ -1,0 +1,36 @@
+"""What the tests of Keras's files and of its configurations share."""
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+B, T, F = 3, 5, 4
+
+MARKS = [
+    # Keras warns where a mask ends, and its variables do not know NumPy's newest protocol.
+    pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def lenient():
+    """Keras relies on rank promotion, which the session forbids."""
+    keras.utils.clear_session(free_memory=False)  # which numbers the names of layers anew
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def randomised(model, seed=0):
+    """The model with random weights: no zero biases, no symmetric matrices."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.uniform(-1 if w.ndim == 2 else 0.2, 1, w.shape) for w in model.get_weights()])
+    return model
+
+
+def reals():
+    """(B, T, F) with padding at the end, at the beginning and in between."""
+    x = np.random.default_rng(1).normal(size=(B, T, F)).astype(np.float32)
+    x[0, 3:] = x[1, 0] = x[2, 2] = 0
+    return x
