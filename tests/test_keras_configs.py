@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from keras_models import MARKS, B, F, T, lenient, randomised, reals  # noqa: F401 - the fixture is used by every test
+from keras_models import MARKS, lenient, randomised, reals  # noqa: F401 - the fixture is used by every test
 
 import flax_srnn
 from flax_srnn import initializers, regularizers
