@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flax_srnn import activations, forward_mode, varying
+from flax_srnn import activations, forward_mode, loops, varying
 from flax_srnn.cell import cell_step
 
 CHUNK_ELEMENTS = 2**18
@@ -138,7 +138,7 @@ def _scan(options: Options, operands: Operands) -> tuple[jax.Array, Any]:
 
 def empty_states(options: Options, operands: Operands) -> jax.Array | None:
     """Where all states go, if they are recorded."""
-    return _zeros(operands, _layout(options, *_sizes(options, operands))) if options.record == "states" else None
+    return _buffer(operands, _layout(options, *_sizes(options, operands)), 0.0) if options.record == "states" else None
 
 
 def forward(options: Options, operands: Operands, states: jax.Array | None) -> tuple[jax.Array, Any, Any]:
@@ -150,7 +150,7 @@ def forward(options: Options, operands: Operands, states: jax.Array | None) -> t
         return carry, h if options.record == "checkpoints" else None
 
     steps, size = operands.inputs.shape[options.time_axis], _chunk_size(options, operands)
-    (final, states), checkpoints = _for_chunks(
+    (final, states), checkpoints = loops.for_chunks(
         chunk, (operands.initial_state, states), steps, size, options.reverse, options.unroll
     )
     return final, states, checkpoints
@@ -163,35 +163,32 @@ def _forward_chunk(
     axis, o = options.time_axis, operands
     hoisted = _hoists(options, operands)
     z: Any = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
+    x = None if hoisted else loops.time_first(o.inputs, start, count, axis)
+    mask, resets = (loops.time_first(flags, start, count, 1) for flags in (o.mask, o.resets))
 
-    # By the scan's own counter, without an index of our own: XLA's CPU executor runs up to eight operations of a loop body
-    # in order, and more through a scheduler that costs a small step more than its work.
-    xs = (None if hoisted else o.inputs, axis), (o.mask, 1), (o.resets, 1)
-
-    def step(carry: tuple[jax.Array, Any], now: tuple[jax.Array, Any]) -> tuple[tuple[jax.Array, Any], None]:
+    def step(k: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         h, buffer = carry
-        k, (x, m, r) = now
+        h, m = _rows(h), loops.at_step(mask, k, 0)
         if o.reset_state is not None:
-            h = _select(r, o.reset_state, h)
-        z_t = _at(z, k, axis) if hoisted else _project(options, o, x, m, None)
+            h = _select(loops.at_step(resets, k, 0), o.reset_state, h)
+        z_t = loops.at_step(z, k, axis) if hoisted else _project(options, o, loops.at_step(x, k, 0), m, None)
         if o.bias is not None:
             z_t = z_t + o.bias[None]
         recurrent = h if o.recurrent_dropout_mask is None else h * o.recurrent_dropout_mask
-        a = z_t + jnp.dot(recurrent, o.recurrent_kernel, precision=options.precision)
+        a = z_t + _product(recurrent, o.recurrent_kernel, options)
         h = _select(m, options.activation(a), h)
         if buffer is not None:
-            buffer = _put(buffer, h, place + k, axis)
-        return (h, buffer), None
+            buffer = loops.put_step(buffer, h, place + k, axis)
+        return _carried(h), buffer
 
-    steps = jnp.arange(count), [_time_first(x, start, count, axis) for x, axis in xs]
-    carry, _ = lax.scan(step, (h, buffer), steps, reverse=options.reverse, unroll=options.unroll)
-    return carry
+    h, buffer = loops.for_steps(step, (_carried(h), buffer), count, options.reverse, options.unroll)
+    return _rows(h), buffer
 
 
 def _windows(options: Options, o: Operands, start: Any, count: int) -> tuple[jax.Array, jax.Array | None]:
     """Inputs and mask of the steps [start, start + count)."""
-    mask = None if o.mask is None else _window(o.mask, start, count, 1)
-    return _window(o.inputs, start, count, options.time_axis), mask
+    mask = None if o.mask is None else loops.window(o.mask, start, count, 1)
+    return loops.window(o.inputs, start, count, options.time_axis), mask
 
 
 def _project(options: Options, o: Operands, x: jax.Array, mask: jax.Array | None, axis: int | None) -> jax.Array:
@@ -255,15 +252,15 @@ def pullback(
         c, sums, weights, inputs_cotangent = carry
         x, mask = _windows(options, o, start, count)
         if options.record == "states":
-            states = _window(record, start, count, axis)
+            states = loops.window(record, start, count, axis)
             before = _state_before(options, o, record, start, count)
         else:
             before = checkpoint
-            buffer = _zeros(o, _layout(options, batch, count, units))
+            buffer = _buffer(o, _layout(options, batch, count, units), 0.0)
             _, states = _forward_chunk(options, o, start, count, before, buffer, 0)
         s = _shifted(states, before, axis, options.reverse)
         if o.resets is not None and o.reset_state is not None:
-            flags = _window(o.resets, start, count, 1)
+            flags = loops.window(o.resets, start, count, 1)
             flags = flags.T if axis == 0 else flags
             s = jnp.where(flags[..., None], jnp.expand_dims(o.reset_state, axis), s)
         # [s ∘ d_h, x ∘ d_x, 1]: one product with it in place of three. Made once and whole, or else XLA fuses the shift into
@@ -277,16 +274,18 @@ def pullback(
         else:
             kept, place = dot(joined, stacked), 0
 
-        def step(carry: tuple[jax.Array, Any, jax.Array], now: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        mask_first, resets_first = (loops.time_first(flags, start, count, 1) for flags in (o.mask, o.resets))
+
+        def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, Any, jax.Array]:
             c, reset_cotangent, deltas = carry
-            k, (m, r) = now
-            e = c if states_cotangent is None else c + _at(states_cotangent, start + k, axis)
-            y = _at(kept, place + k, axis)
+            c, m, r = _rows(c), loops.at_step(mask_first, k, 0), loops.at_step(resets_first, k, 0)
+            e = c if states_cotangent is None else c + loops.at_step(states_cotangent, start + k, axis)
+            y = loops.at_step(kept, place + k, axis)
             delta = from_output(y, e) if from_output else jax.vjp(options.activation, y)[1](e)[0]
             zero = jnp.zeros_like(e)
             # Used twice below: without the barrier XLA computes it twice.
             delta = lax.optimization_barrier(_select(m, delta, zero))
-            back = dot(delta, recurrent_kernel_t)
+            back = _product(delta, recurrent_kernel_t, options)
             if o.recurrent_dropout_mask is not None:
                 back = back * o.recurrent_dropout_mask
             if m is not None:
@@ -294,16 +293,13 @@ def pullback(
             if r is not None:
                 reset_cotangent = reset_cotangent + _select(r, back, zero)
                 back = _select(r, zero, back)
-            return (back, reset_cotangent, _put(deltas, delta, k, axis)), None
+            return _carried(back), reset_cotangent, loops.put_step(deltas, delta, k, axis)
 
-        deltas = _zeros(o, _layout(options, batch, count, units))
-        (c, reset_cotangent, deltas), _ = lax.scan(
-            step,
-            (c, sums.reset_state, deltas),
-            (jnp.arange(count), [_time_first(flags, start, count, 1) for flags in (o.mask, o.resets)]),
-            reverse=not options.reverse,
-            unroll=options.unroll,
+        deltas = _buffer(o, _layout(options, batch, count, units), 1.0)
+        c, reset_cotangent, deltas = loops.for_steps(
+            step, (_carried(c), sums.reset_state, deltas), count, not options.reverse, options.unroll
         )
+        c = _rows(c)
         projected_back = dot(deltas, kernel_t)
         weights = weights + _contract(joined, deltas, options)
         sums = sums._replace(reset_state=reset_cotangent)
@@ -320,7 +316,7 @@ def pullback(
 
     others: Any = dict.fromkeys(("kernel", "recurrent_kernel", "bias", "inputs", "initial_state", "mask", "resets"))
     sums = jax.tree.map(jnp.zeros_like, o._replace(**others))
-    (c, sums, weights, inputs_cotangent), _ = _for_chunks(
+    (c, sums, weights, inputs_cotangent), _ = loops.for_chunks(
         chunk,
         (final_cotangent, sums, jnp.zeros_like(stacked), jnp.zeros_like(o.inputs)),
         steps,
@@ -367,7 +363,7 @@ def _state_before(options: Options, o: Operands, states: jax.Array, start: Any, 
     if isinstance(first, bool) and first:
         return o.initial_state
     # Outside the array only for the first chunk, where the slice is not used.
-    return jnp.where(first, o.initial_state, _at(states, jnp.clip(place, 0, steps - 1), options.time_axis))
+    return jnp.where(first, o.initial_state, loops.at_step(states, jnp.clip(place, 0, steps - 1), options.time_axis))
 
 
 def _shifted(states: jax.Array, before: jax.Array, axis: int, reverse: bool) -> jax.Array:
@@ -391,37 +387,6 @@ def reverse_mode_only(operands: Operands) -> Operands:
 
 
 # --- shapes and chunks -------------------------------------------------------------------------------------------------
-
-
-def _for_chunks(
-    body: Callable[[Any, Any, int, Any], tuple[Any, Any]],
-    carry: Any,
-    steps: int,
-    size: int,
-    descending: bool,
-    unroll: int | bool,
-    xs: tuple[Any, Any] = (None, None),
-) -> tuple[Any, tuple[Any, Any]]:
-    """`carry, y = body(carry, start, count, x)` over all chunks of `size` steps and a shorter one at the end of time.
-
-    `xs` and the returned `ys` are pairs: stacked for the whole chunks, and for the rest.
-    """
-    whole, rest = (0, steps) if steps == size else divmod(steps, size)
-    stacked, last = None, None
-
-    def chunks(carry: Any) -> tuple[Any, Any]:
-        def one(carry: Any, now: tuple[jax.Array, Any]) -> tuple[Any, Any]:
-            return body(carry, now[0] * size, size, now[1])
-
-        return lax.scan(one, carry, (jnp.arange(whole), xs[0]), reverse=descending, unroll=unroll is True)
-
-    if whole and not descending:
-        carry, stacked = chunks(carry)
-    if not isinstance(rest, int) or rest:
-        carry, last = body(carry, whole * size, rest, xs[1])
-    if whole and descending:
-        carry, stacked = chunks(carry)
-    return carry, (stacked, last)
 
 
 def _chunk_size(options: Options, operands: Operands) -> int:
@@ -457,21 +422,17 @@ def _layout(options: Options, batch: int, steps: int, width: int) -> tuple[int, 
     return (batch, steps, width) if options.time_axis == 1 else (steps, batch, width)
 
 
-def _window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
-    return lax.dynamic_slice_in_dim(x, start, count, axis)
+def _product(rows: jax.Array, matrix: jax.Array, options: Options) -> jax.Array:
+    return _rows(jnp.dot(_carried(rows), matrix, precision=options.precision))
 
 
-def _time_first(x: jax.Array | None, start: Any, count: int, axis: int) -> jax.Array | None:
-    return None if x is None else jnp.moveaxis(_window(x, start, count, axis), axis, 0)
+def _carried(rows: jax.Array) -> jax.Array:
+    """What a loop carries from step to step: a single row as a vector, which XLA would otherwise copy into a column."""
+    return rows[0] if rows.shape[0] == 1 else rows
 
 
-def _at(x: jax.Array, k: jax.Array, axis: int) -> jax.Array:
-    # Without the wrap-around of negative indices: one operation less in the loop, which matters where a step is small.
-    return lax.dynamic_index_in_dim(x, k, axis, keepdims=False, allow_negative_indices=False)
-
-
-def _put(x: jax.Array, step: jax.Array, k: jax.Array, axis: int) -> jax.Array:
-    return lax.dynamic_update_index_in_dim(x, step, k, axis, allow_negative_indices=False)
+def _rows(carried: jax.Array) -> jax.Array:
+    return carried[None] if carried.ndim == 1 else carried
 
 
 def _select(flag: jax.Array | None, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -479,6 +440,6 @@ def _select(flag: jax.Array | None, x: jax.Array, y: jax.Array) -> jax.Array:
     return x if flag is None else jnp.where(flag[:, None], x, y)
 
 
-def _zeros(operands: Operands, shape: tuple[int, ...]) -> jax.Array:
-    zeros = jnp.zeros(shape, operands.initial_state.dtype)
-    return varying.like(zeros, operands.initial_state)
+def _buffer(operands: Operands, shape: tuple[int, ...], fill: float) -> jax.Array:
+    """An array to be overwritten. Two of one program have different values to begin with, or XLA makes one and copies it."""
+    return varying.like(jnp.full(shape, fill, operands.initial_state.dtype), operands.initial_state)

@@ -87,7 +87,7 @@ def simple_rnn(
     Raises:
       TypeError: an argument is no array of real numbers, `params` no mapping, an option of the wrong type.
       ValueError: a shape does not fit (nothing is broadcast), lengths out of range (where their values are concrete), an
-        unknown activation or implementation.
+        unknown activation or implementation, `unroll` with a symbolic number of steps.
 
     Source: Keras `SimpleRNN`; `resets` as in the recurrent policies of Haiku's `ResetCore`.
 
@@ -107,6 +107,8 @@ def simple_rnn(
     validation.precision(precision)
     function = activations.get(activation)
     inputs, batch, steps = validation.sequence(inputs, time_major=time_major)
+    if unroll and not isinstance(steps, int):
+        raise ValueError(f"`unroll` needs a fixed number of steps, got the symbolic T = {steps}: leave it False.")
     in_features, units = w.kernel.shape
     validation.features(inputs, in_features)
 

@@ -107,7 +107,7 @@ _CASES = {  # options, array arguments
         },
     ),
 }
-# A symbolic number of steps cannot be unrolled: `lax.scan` itself needs to know how many are left over.
+# A symbolic number of steps cannot be unrolled, see below.
 _TIMES = [(case, "t") for case in _CASES if case != "unrolled by 2"]
 _TIMES += [(case, 6) for case in ("unrolled by 2", "no initial state", "mask, lengths and resets, backwards")]
 
@@ -139,6 +139,11 @@ def test_options_with_symbolic_sizes(params, case, time):
             )
         for value, reference in zip(exported.call(values), function(values), strict=True):
             np.testing.assert_allclose(value, reference, atol=1e-6)
+
+
+def test_a_symbolic_number_of_steps_is_not_unrolled(params):
+    with pytest.raises(ValueError, match="`unroll` needs a fixed number of steps, got the symbolic T = t"):
+        export.export(jax.jit(functools.partial(simple_rnn, params, unroll=2)))(*_symbolic(f"b, t, {F}"))
 
 
 def test_several_symbolic_batch_dimensions(params):

@@ -29,6 +29,7 @@ FLOORS = [
     {"lookup", "dtypes", "forward_mode", "varying"},
     {"activations", "initializers", "regularizers", "constraints"},
     {"cell"},
+    {"loops"},
     {"recurrence"},
     {"chunked"},
     {"sequence", "states"},

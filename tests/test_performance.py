@@ -99,6 +99,16 @@ def test_a_step_is_few_operations(shape):
     assert max(map(len, steps)) <= 8
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_nothing_is_made_that_nobody_reads(rows):
+    # No numbers of the steps, and no copy of the states' zeros for the buffer of the backward pass.
+    _, steps, _, units = shape = (rows, 50, 5, 16)
+    table = computations(compiled(shape).as_text())
+    made = [(operation(line, table), elements(line)) for lines in table.values() for line in lines if " = " in line]
+    assert "iota" not in dict(made)
+    assert ("copy", rows * steps * units) not in made
+
+
 @pytest.mark.parametrize(
     ("shape", "inside"),
     [((4, 30, 256, 256), 1), ((1, 30, 256, 256), 2), ((4, 30, 255, 256), 2)],

@@ -1,0 +1,74 @@
+"""Loops over the steps of a sequence and over chunks of steps, and reading and writing one step of an array in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def for_steps(step: Callable[[Any, Any], Any], carry: Any, count: int, descending: bool, unroll: int | bool) -> Any:
+    """`carry = step(k, carry)` for the steps k of a chunk.
+
+    With a counter of its own in place of numbered inputs, which every program would have to make. XLA's CPU executor runs
+    the operations of a program one after the other, unless many are ready at a time: then it wakes a second thread, which
+    costs a small problem more than all its work. And it runs at most eight operations of a loop's body without
+    bookkeeping: in the steps, every index, slice and copy counts.
+    """
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        return step(count - 1 - i if descending else i, carry)
+
+    return lax.fori_loop(0, count, body, carry, unroll=unroll or None)
+
+
+def for_chunks(
+    body: Callable[[Any, Any, int, Any], tuple[Any, Any]],
+    carry: Any,
+    steps: int,
+    size: int,
+    descending: bool,
+    unroll: int | bool,
+    xs: tuple[Any, Any] = (None, None),
+) -> tuple[Any, tuple[Any, Any]]:
+    """`carry, y = body(carry, start, count, x)` over all chunks of `size` steps and a shorter one at the end of time.
+
+    `xs` and the returned `ys` are pairs: stacked for the whole chunks, and for the rest.
+    """
+    whole, rest = (0, steps) if steps == size else divmod(steps, size)
+    stacked, last = None, None
+
+    def chunks(carry: Any) -> tuple[Any, Any]:
+        def one(carry: Any, now: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+            return body(carry, now[0] * size, size, now[1])
+
+        return lax.scan(one, carry, (jnp.arange(whole), xs[0]), reverse=descending, unroll=unroll is True)
+
+    if whole and not descending:
+        carry, stacked = chunks(carry)
+    if not isinstance(rest, int) or rest:
+        carry, last = body(carry, whole * size, rest, xs[1])
+    if whole and descending:
+        carry, stacked = chunks(carry)
+    return carry, (stacked, last)
+
+
+def window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, start, count, axis)
+
+
+def time_first(x: jax.Array | None, start: Any, count: int, axis: int) -> jax.Array | None:
+    return None if x is None else jnp.moveaxis(window(x, start, count, axis), axis, 0)
+
+
+def at_step(x: Any, k: Any, axis: int) -> Any:
+    """Step `k` of `x`, if there is an `x`."""
+    # Without the wrap-around of negative indices: one operation less in the loop, which matters where a step is small.
+    return None if x is None else lax.dynamic_index_in_dim(x, k, axis, keepdims=False, allow_negative_indices=False)
+
+
+def put_step(x: jax.Array, step: jax.Array, k: jax.Array, axis: int) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(x, step, k, axis, allow_negative_indices=False)
