@@ -23,6 +23,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 PARITY = "keras parity"
 
 
+@pytest.fixture(scope="module")
+def worst():
+    """Worst errors by what was compared, printed at the end."""
+    errors = {}
+    yield errors
+    for what, error in errors.items():
+        print(f"{what:60} {error:.1e}")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def caches():
     """What was compiled for one file is of no use to the next; kept, it is gigabytes for the garbage collector to go through."""

@@ -4,6 +4,7 @@ import jax
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 B, T, F = 3, 5, 4
 
@@ -34,3 +35,27 @@ def reals():
     x = np.random.default_rng(1).normal(size=(B, T, F)).astype(np.float32)
     x[0, 3:] = x[1, 0] = x[2, 2] = 0
     return x
+
+
+def real_input(*more, **options):
+    return [keras.Input((T, F), **options), *more]
+
+
+def word_input(*more):
+    return [keras.Input((T,)), layers.Embedding(7, 3, mask_zero=True), *more]
+
+
+def strictly(module, variables, *arguments, **options):
+    with jax.numpy_rank_promotion("raise"):
+        return module.apply(variables, *arguments, **options)
+
+
+def assert_same_tree(tree, expected):
+    if isinstance(expected, dict):
+        assert list(tree) == list(expected)  # the order too
+        for key, value in expected.items():
+            assert_same_tree(tree[key], value)
+    else:
+        assert isinstance(tree, jax.Array)
+        assert tree.dtype == expected.dtype
+        np.testing.assert_array_equal(tree, expected)

@@ -1,4 +1,7 @@
-"""`from_torch` and `to_torch` against the real `torch.nn.RNN` and `RNNCell`, and their refusals, which need no torch."""
+"""`from_torch` and `to_torch` against the real `torch.nn.RNN` and `RNNCell`, and their refusals, which need no torch.
+
+`pytest tests/test_interop_torch.py -n0 -s` prints the worst error of outputs and states, there and back.
+"""
 
 import itertools
 import warnings
@@ -32,6 +35,12 @@ def _state_dict(rng, layers=2, bidirectional=False, use_bias=True, dtype=np.floa
     return {name: value.astype(dtype) for name, value in state.items()}
 
 
+def _close(worst, what, actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-6, rtol=1e-6)
+        worst[what] = max(worst.get(what, 0), np.abs(a - e).max())
+
+
 def _run(layers, x, initial_states, activation):
     """The whole stack with this library's own recurrence: outputs and torch's h_n, (layers x directions, B, U)."""
     states = iter(initial_states)
@@ -53,7 +62,7 @@ def _run(layers, x, initial_states, activation):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_same_outputs_and_states_as_torch_and_back(torch, nonlinearity, layers, bidirectional, use_bias):
+def test_same_outputs_and_states_as_torch_and_back(torch, worst, nonlinearity, layers, bidirectional, use_bias):
     options = {"num_layers": layers, "nonlinearity": nonlinearity, "bias": use_bias, "bidirectional": bidirectional}
     torch.manual_seed(layers)
     module = torch.nn.RNN(F, U, batch_first=True, **options)
@@ -63,32 +72,31 @@ def test_same_outputs_and_states_as_torch_and_back(torch, nonlinearity, layers, 
     params = from_torch(module)
     assert len(params) == layers
     outputs, states = _run(params, x.numpy(), h0.numpy(), nonlinearity)
-    np.testing.assert_allclose(outputs, expected, atol=1e-6, rtol=1e-6)
-    np.testing.assert_allclose(states, expected_states, atol=1e-6, rtol=1e-6)
+    _close(worst, "torch's RNN, here", (outputs, states), (expected, expected_states))
 
     # The state dict says the same as the module, and the way back leads to a module with the same outputs.
     jax.tree.map(np.testing.assert_array_equal, params, from_torch(module.state_dict()))
     again = torch.nn.RNN(F, U, batch_first=True, **options)
     again.load_state_dict(to_torch(params))
-    for value, reference in zip(again(x, h0), (expected, expected_states), strict=True):
-        np.testing.assert_allclose(value.detach().numpy(), reference, atol=1e-6, rtol=1e-6)
+    returned = [value.detach().numpy() for value in again(x, h0)]
+    _close(worst, "torch's RNN, there and back", returned, (expected, expected_states))
     jax.tree.map(np.testing.assert_array_equal, params, from_torch(again))
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_rnn_cell(torch, nonlinearity, use_bias):
+def test_rnn_cell(torch, worst, nonlinearity, use_bias):
     module = torch.nn.RNNCell(F, U, bias=use_bias, nonlinearity=nonlinearity)
     x, h = torch.randn(B, F), torch.randn(B, U)
     expected = module(x, h).detach().numpy()
     [params] = from_torch(module)
     state, output = cell_step(params, h.numpy(), x.numpy(), activation=nonlinearity)
-    np.testing.assert_allclose(output, expected, atol=1e-6, rtol=1e-6)
+    _close(worst, "torch's RNNCell, here", [output], [expected])
     np.testing.assert_array_equal(state, output)
 
     again = torch.nn.RNNCell(F, U, bias=use_bias, nonlinearity=nonlinearity)
     again.load_state_dict(to_torch([params], cell=True))
-    np.testing.assert_allclose(again(x, h).detach().numpy(), expected, atol=1e-6, rtol=1e-6)
+    _close(worst, "torch's RNNCell, there and back", [again(x, h).detach().numpy()], [expected])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
