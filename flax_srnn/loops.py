@@ -60,10 +60,6 @@ def window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, start, count, axis)
 
 
-def time_first(x: jax.Array | None, start: Any, count: int, axis: int) -> jax.Array | None:
-    return None if x is None else jnp.moveaxis(window(x, start, count, axis), axis, 0)
-
-
 def at_step(x: Any, k: Any, axis: int) -> Any:
     """Step `k` of `x`, if there is an `x`."""
     # Without the wrap-around of negative indices: one operation less in the loop, which matters where a step is small.

@@ -23,10 +23,9 @@ the others a_t is recomputed, for a whole chunk in one product. Where only the f
 `CHECKPOINT_BYTES` not even the states are kept, but one in every chunk, and a chunk is run again before its backward pass
 (Chen et al., "Training deep nets with sublinear memory cost", 2016).
 
-Arrays stay in the caller's layout, batch-major or time-major (`time_axis` 1 or 0): states and cotangents are read and written in
-place with dynamic slices, nothing is flipped. Only what a chunk reads but does not compute, its inputs and flags, is brought to
-time-major order, a chunk at a time. Outputs go to a buffer of their own: a loop that overwrites its own input in place makes
-XLA copy the whole array at every step.
+Arrays stay in the caller's layout, batch-major or time-major (`time_axis` 1 or 0): a step is read and written in place with
+dynamic slices, nothing is transposed or flipped. Outputs go to a buffer of their own: a loop that overwrites its own input in
+place makes XLA copy the whole array at every step.
 """
 
 from __future__ import annotations
@@ -161,17 +160,16 @@ def _forward_chunk(
 ) -> tuple[jax.Array, Any]:
     """Runs steps [start, start + count) from state `h`; writes their states to `buffer`, if any, from `place` on."""
     axis, o = options.time_axis, operands
+    x, mask, resets = _windows(options, o, start, count)
     hoisted = _hoists(options, operands)
-    z: Any = _project(options, o, *_windows(options, o, start, count), axis) if hoisted else None
-    x = None if hoisted else loops.time_first(o.inputs, start, count, axis)
-    mask, resets = (loops.time_first(flags, start, count, 1) for flags in (o.mask, o.resets))
+    z: Any = _project(options, o, x, mask, axis) if hoisted else None
 
     def step(k: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         h, buffer = carry
-        h, m = _rows(h), loops.at_step(mask, k, 0)
+        h, m = _rows(h), loops.at_step(mask, k, 1)
         if o.reset_state is not None:
-            h = _select(loops.at_step(resets, k, 0), o.reset_state, h)
-        z_t = loops.at_step(z, k, axis) if hoisted else _project(options, o, loops.at_step(x, k, 0), m, None)
+            h = _select(loops.at_step(resets, k, 1), o.reset_state, h)
+        z_t = loops.at_step(z, k, axis) if hoisted else _project(options, o, loops.at_step(x, k, axis), m, None)
         if o.bias is not None:
             z_t = z_t + o.bias[None]
         recurrent = h if o.recurrent_dropout_mask is None else h * o.recurrent_dropout_mask
@@ -185,10 +183,12 @@ def _forward_chunk(
     return _rows(h), buffer
 
 
-def _windows(options: Options, o: Operands, start: Any, count: int) -> tuple[jax.Array, jax.Array | None]:
-    """Inputs and mask of the steps [start, start + count)."""
-    mask = None if o.mask is None else loops.window(o.mask, start, count, 1)
-    return loops.window(o.inputs, start, count, options.time_axis), mask
+def _windows(
+    options: Options, o: Operands, start: Any, count: int
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Inputs, mask and resets of the steps [start, start + count)."""
+    mask, resets = (None if flags is None else loops.window(flags, start, count, 1) for flags in (o.mask, o.resets))
+    return loops.window(o.inputs, start, count, options.time_axis), mask, resets
 
 
 def _project(options: Options, o: Operands, x: jax.Array, mask: jax.Array | None, axis: int | None) -> jax.Array:
@@ -250,7 +250,7 @@ def pullback(
 
     def chunk(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
         c, sums, weights, inputs_cotangent = carry
-        x, mask = _windows(options, o, start, count)
+        x, mask, resets = _windows(options, o, start, count)
         if options.record == "states":
             states = loops.window(record, start, count, axis)
             before = _state_before(options, o, record, start, count)
@@ -259,9 +259,8 @@ def pullback(
             buffer = _buffer(o, _layout(options, batch, count, units), 0.0)
             _, states = _forward_chunk(options, o, start, count, before, buffer, 0)
         s = _shifted(states, before, axis, options.reverse)
-        if o.resets is not None and o.reset_state is not None:
-            flags = loops.window(o.resets, start, count, 1)
-            flags = flags.T if axis == 0 else flags
+        if resets is not None and o.reset_state is not None:
+            flags = resets.T if axis == 0 else resets
             s = jnp.where(flags[..., None], jnp.expand_dims(o.reset_state, axis), s)
         # [s ∘ d_h, x ∘ d_x, 1]: one product with it in place of three. Made once and whole, or else XLA fuses the shift into
         # the transposing copy for that product, number by number.
@@ -274,11 +273,9 @@ def pullback(
         else:
             kept, place = dot(joined, stacked), 0
 
-        mask_first, resets_first = (loops.time_first(flags, start, count, 1) for flags in (o.mask, o.resets))
-
         def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, Any, jax.Array]:
             c, reset_cotangent, deltas = carry
-            c, m, r = _rows(c), loops.at_step(mask_first, k, 0), loops.at_step(resets_first, k, 0)
+            c, m, r = _rows(c), loops.at_step(mask, k, 1), loops.at_step(resets, k, 1)
             e = c if states_cotangent is None else c + loops.at_step(states_cotangent, start + k, axis)
             y = loops.at_step(kept, place + k, axis)
             delta = from_output(y, e) if from_output else jax.vjp(options.activation, y)[1](e)[0]
