@@ -146,6 +146,7 @@ def any_drive(
         )
     time = 0 if time_major else len(batch)
     steps = x.shape[time]
+    validation.unrollable(unroll, steps)
     state = initial if start is None else validation.like(_state_name(recorded), start, initial)
     (final, held), outputs = scan(
         lambda step: sequence.any_cell_body(step, initial if recorded else state, zero_output_for_mask),

@@ -107,8 +107,7 @@ def simple_rnn(
     validation.precision(precision)
     function = activations.get(activation)
     inputs, batch, steps = validation.sequence(inputs, time_major=time_major)
-    if unroll and not isinstance(steps, int):
-        raise ValueError(f"`unroll` needs a fixed number of steps, got the symbolic T = {steps}: leave it False.")
+    validation.unrollable(unroll, steps)
     in_features, units = w.kernel.shape
     validation.features(inputs, in_features)
 

@@ -359,6 +359,12 @@ def unroll(value: Any) -> None:
         raise ValueError(f"`unroll` must be True, False or a positive integer (steps per iteration), got {value!r}.")
 
 
+def unrollable(unroll: Any, steps: Any) -> None:
+    """A number of steps that is not known when the program is traced (`jax.export`) leaves no loop to unroll."""
+    if unroll and not isinstance(steps, int):
+        raise ValueError(f"`unroll` needs a fixed number of steps, got the symbolic T = {steps}: leave it False.")
+
+
 def rate(name: str, value: Any) -> None:
     """A dropout rate: the fraction dropped, from 0 to 1."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):

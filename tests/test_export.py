@@ -144,6 +144,10 @@ def test_options_with_symbolic_sizes(params, case, time):
 def test_a_symbolic_number_of_steps_is_not_unrolled(params):
     with pytest.raises(ValueError, match="`unroll` needs a fixed number of steps, got the symbolic T = t"):
         export.export(jax.jit(functools.partial(simple_rnn, params, unroll=2)))(*_symbolic(f"b, t, {F}"))
+    layer = flax_srnn.RNN(nn.GRUCell(U), unroll=True)
+    variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, F)))
+    with pytest.raises(ValueError, match="`unroll` needs a fixed number of steps, got the symbolic T = t"):
+        export.export(jax.jit(functools.partial(layer.apply, variables)))(*_symbolic(f"b, t, {F}"))
 
 
 def test_several_symbolic_batch_dimensions(params):
