@@ -25,8 +25,7 @@ import jax
 import numpy as np
 import pytest
 
-from flax_srnn.interop import _build, _files, _hdf5
-from flax_srnn.interop.keras import convert, load_model, load_weights
+from flax_srnn.interop.keras import build, convert, hdf5, load_model, load_weights, reading
 
 DATA = Path(__file__).parent / "data"
 FUZZ = int(os.environ.get("FLAX_SRNN_FUZZ", "400"))
@@ -78,7 +77,7 @@ def test_no_keras_file(inside, load):
         ("empty.keras", b"", "no Keras file"),
         ("text.h5", b"kernel = 3", "no Keras file"),
         ("pickle.h5", b"\x80\x04\x95\x10", "no Keras file"),
-        ("signature.h5", _hdf5.SIGNATURE, "damaged"),
+        ("signature.h5", hdf5.SIGNATURE, "damaged"),
         ("start.keras", b"PK\x03\x04", "archive is damaged"),
         ("end.keras", b"PK\x05\x06" + bytes(18), "no 'config.json'"),
     ]:
@@ -91,8 +90,8 @@ def test_no_keras_file(inside, load):
 
 def test_a_file_that_is_too_large_is_not_read(inside):
     with open(inside / "sparse.h5", "wb") as file:
-        file.truncate(_files.MAX_FILE_BYTES + 1)
-    refused(inside / "sparse.h5", f"at most {_files.MAX_FILE_BYTES}")
+        file.truncate(reading.MAX_FILE_BYTES + 1)
+    refused(inside / "sparse.h5", f"at most {reading.MAX_FILE_BYTES}")
 
 
 # HDF5
@@ -229,7 +228,7 @@ def test_layouts_that_keras_does_not_write(options, match, inside):
 def test_steps_are_limited(inside, monkeypatch):
     write_h5(inside / "a.weights.h5", lambda file, group: None)
     load_weights(inside / "a.weights.h5")
-    monkeypatch.setattr(_hdf5, "MAX_STEPS", 20)
+    monkeypatch.setattr(hdf5, "MAX_STEPS", 20)
     refused(inside / "a.weights.h5", "more than 20 objects")
 
 
@@ -312,7 +311,7 @@ def test_other_archives(members, inside):
         refused(path, "other than deflate")
     write_archive(path, members, ("config.json", "{}"))
     refused(path, "two members 'config.json'")
-    write_archive(path, members, *((f"assets/{i}", "") for i in range(_files.MAX_MEMBERS)))
+    write_archive(path, members, *((f"assets/{i}", "") for i in range(reading.MAX_MEMBERS)))
     refused(path, "more than 1000 members")
     for name in members:
         write_archive(path, {k: v for k, v in members.items() if k != name})
@@ -324,7 +323,7 @@ def test_other_archives(members, inside):
     refused(path, "encrypted")
     write_archive(path, members)
     data = bytearray(path.read_bytes())
-    data[data.index(_hdf5.SIGNATURE) + 5000] ^= 1
+    data[data.index(hdf5.SIGNATURE) + 5000] ^= 1
     path.write_bytes(data)
     refused(path, "CRC|damaged")
 
@@ -344,7 +343,7 @@ def test_other_archives(members, inside):
         (b'{"class_name": "' + b"\\\\" * 10_000 + b'"}', ""),
         (b'{"class_name": "\\ud800", "config": {}}', ""),
         (b'{"class_name": NaN, "config": {}}', ""),
-        (b" " * (_files.MAX_JSON_BYTES + 1), "at most"),
+        (b" " * (reading.MAX_JSON_BYTES + 1), "at most"),
     ],
 )
 def test_json(text, match, members, inside):
@@ -452,8 +451,8 @@ MODELS = {
     ),
     "ragged": (change_layer(0, ragged=True), "ragged"),
     "too many layers": (
-        lambda c: [inserted("Activation", name=f"a{i}", activation="relu")(c) for i in range(_build.MAX_LAYERS)],
-        f"at most {_build.MAX_LAYERS}",
+        lambda c: [inserted("Activation", name=f"a{i}", activation="relu")(c) for i in range(build.MAX_LAYERS)],
+        f"at most {build.MAX_LAYERS}",
     ),
     "nested too deeply": (wrapped(50), "deep"),
 }

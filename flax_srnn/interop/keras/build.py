@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from flax_srnn import lookup, states, validation
-from flax_srnn.interop import _config, _structure, _weights
-from flax_srnn.interop._keras_model import (
+from flax_srnn.interop.keras import structure, weights
+from flax_srnn.interop.keras.config import activation, dtypes_of, layer_from
+from flax_srnn.interop.keras.model import (
     Activation,
     BatchNormalization,
     Dense,
@@ -40,7 +41,7 @@ class _Arguments:
 
     def __init__(self, kind: str, given: Mapping[str, Any], keras_2: bool) -> None:
         self._kind, self._given, self._keras_2 = kind, dict(given), keras_2
-        self.common = {"name": self._given.pop("name", None), **_config.dtypes_of(self._given.pop("dtype", "float32"))}
+        self.common = {"name": self._given.pop("name", None), **dtypes_of(self._given.pop("dtype", "float32"))}
         self.uncounted = {key: value for key, value in self.common.items() if key != "param_dtype"}
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -69,7 +70,7 @@ class _Arguments:
         return tuple(axis for axis in axes if axis is not None)
 
     def activation(self) -> Any:
-        return _config.activation(self.take("activation"), self._keras_2)
+        return activation(self.take("activation"), self._keras_2)
 
     def expect_nothing_left(self) -> None:
         for name, value in self._given.items():
@@ -157,11 +158,11 @@ def sequential(config: Mapping[str, Any], keras_2: bool | None) -> Sequential:
     Raises:
       ValueError: another kind of model, or a layer in it that cannot be represented.
     """
-    structure = _structure.from_config(config)
-    if (count := _count(structure)) > MAX_LAYERS:
+    layout = structure.from_config(config)
+    if (count := _count(layout)) > MAX_LAYERS:
         raise ValueError(f"the model has {count} layers; at most {MAX_LAYERS} are read.")
     model = _model(config, keras_2)
-    return model.clone(structure=structure, name=None)
+    return model.clone(structure=layout, name=None)
 
 
 def _model(config: Mapping[str, Any], keras_2: bool | None) -> Sequential:
@@ -170,7 +171,7 @@ def _model(config: Mapping[str, Any], keras_2: bool | None) -> Sequential:
         raise ValueError(f"a model of the class {kind!r} cannot be represented: only Sequential ones.")
     configs = given["layers"]
     shape = _input_shape(configs, given)
-    inner = [each for each in configs if _structure.parse(each)[0] != "InputLayer"]
+    inner = [each for each in configs if structure.parse(each)[0] != "InputLayer"]
     if not inner:
         raise ValueError("the model has no layers.")
     steps = shape[1] if shape and len(shape) > 1 else None
@@ -202,9 +203,7 @@ def _layer(config: Mapping[str, Any], keras_2: bool | None, steps: int | None) -
 
 
 def _recurrent(config: Mapping[str, Any], keras_2: bool | None, steps: int | None) -> nn.Module:
-    layer = _config.from_config(
-        _thawed({"class_name": config["class_name"], "config": config["config"]}), keras_2=keras_2
-    )
+    layer = layer_from(_thawed({"class_name": config["class_name"], "config": config["config"]}), keras_2)
     for each in (layer.layer, layer.backward_layer) if isinstance(layer, Bidirectional) else (layer,):
         if each is not None and each.time_major:
             raise ValueError("`time_major` cannot be represented inside a model.")
@@ -230,7 +229,7 @@ def _input_shape(configs: list[Any], given: Mapping[str, Any]) -> tuple[int | No
     """The declared shape of a model's inputs, batch first."""
     if not configs:
         raise ValueError("the model has no layers.")
-    kind, first = _structure.parse(configs[0])
+    kind, first = structure.parse(configs[0])
     shape = first.get("batch_shape") or first.get("batch_input_shape") or given.get("build_input_shape")
     if kind == "InputLayer" and (first.get("sparse") or first.get("ragged")):
         raise ValueError("sparse and ragged inputs cannot be represented.")
@@ -253,14 +252,14 @@ def _thawed(config: Any) -> Any:
     return [_thawed(value) for value in config] if isinstance(config, list) else config
 
 
-def _count(structure: _structure.Layer) -> int:
-    return 1 + sum(map(_count, structure.children))
+def _count(layout: structure.Layer) -> int:
+    return 1 + sum(map(_count, layout.children))
 
 
 # With arrays
 
 
-def variables_for(module: Sequential, arrays: Mapping[_structure.Path, Any]) -> dict[str, Any]:
+def variables_for(module: Sequential, arrays: Mapping[structure.Path, Any]) -> dict[str, Any]:
     """The variables of a module with these arrays, after trying it on the inputs that it declares, without computing.
 
     Raises:
@@ -282,7 +281,7 @@ def variables_for(module: Sequential, arrays: Mapping[_structure.Path, Any]) -> 
                 raise ValueError(f"the array {'/'.join(path)!r} {shape}; the model needs {like.shape}.")
             found[path] = jnp.asarray(array, like.dtype)
         if found:
-            variables[collection] = _weights.nested(found)
+            variables[collection] = weights.nested(found)
     if missing:
         raise ValueError(f"the model has no place for the arrays {['/'.join(path) for path in missing][:4]}.")
     if states.COLLECTION in wanted:

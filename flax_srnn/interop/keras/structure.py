@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flax_srnn.interop._hdf5 import MAX_DEPTH, Dataset, Group, Node
+from flax_srnn.interop.keras.hdf5 import MAX_DEPTH, Dataset, Group, Node
 
 Path = tuple[str, ...]
 

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +50,32 @@ def activation(identifier: Any, keras_2: bool) -> Any:
     return hard_sigmoid_2 if keras_2 and name == "hard_sigmoid" else name
 
 
-def from_config(config: Mapping[str, Any], *, keras_2: bool | None = None) -> Any:
-    """The layer with a Keras configuration; `keras_2` says whether tf.keras 2 wrote it, None if that is not known."""
+def from_config(config: Mapping[str, Any]) -> nn.Module:
+    """The layer with a Keras configuration.
+
+    Args:
+      config: `{"class_name", "config"}`, with "module" and "registered_name" where Keras 3 wrote it, of a SimpleRNN,
+        SimpleRNNCell, RNN, StackedRNNCells or Bidirectional. tf.keras 2's are read too.
+
+    Returns:
+      The layer. Keras's name becomes its Flax name; the dtype policy becomes `dtype` (of the computation) and `param_dtype`:
+      "mixed_bfloat16" is bfloat16 and float32.
+
+    Raises:
+      TypeError: `config` is no mapping.
+      ValueError: what cannot be represented: another class, a custom object, an unknown argument, a frozen layer.
+
+    Source: Keras `Layer.from_config`, `keras.saving.deserialize_keras_object`.
+
+    >>> layer = from_config({"class_name": "SimpleRNN", "config": {"units": 8, "return_sequences": True}})
+    >>> type(layer).__name__, layer.units, layer.return_sequences
+    ('SimpleRNN', 8, True)
+    """
+    return layer_from(config, None)
+
+
+def layer_from(config: Mapping[str, Any], keras_2: bool | None) -> Any:
+    """`from_config`, where it may be known whether tf.keras 2 wrote the configuration: None if it is not."""
     if not isinstance(config, Mapping):
         raise TypeError(f"`config` must be the configuration of a Keras layer, a mapping, got {config!r}.")
     kind, given = lookup.parse(config, "config")
@@ -90,9 +115,9 @@ def _read(key: str, value: Any, default: Any, keras_2: bool) -> Any:
     if key == "activation":
         return activation(value, keras_2)
     if key == "cells":
-        return [from_config(each, keras_2=keras_2) for each in value]
+        return [layer_from(each, keras_2) for each in value]
     if key in _LAYERS and value is not None:
-        layer = from_config(value, keras_2=keras_2)
+        layer = layer_from(value, keras_2)
         # Keras makes an unnamed list of cells into a stack of its own.
         return layer.cells if isinstance(layer, StackedRNNCells) and layer.name is None else layer
     module = _IDENTIFIERS.get(key.rsplit("_", 1)[-1])
@@ -108,8 +133,24 @@ def _zeroed(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments | {key: each.clone(zero_output_for_mask=each.return_sequences) for key, each in layers.items()}
 
 
-def to_config(layer: Any) -> dict[str, Any]:
-    """The configuration of a layer as Keras 3 writes it."""
+def to_config(layer: nn.Module) -> dict[str, Any]:
+    """The Keras 3 configuration of a layer, the inverse of `from_config`.
+
+    A layer without a name or a `dtype` has none in its configuration: Keras then chooses them.
+
+    Args:
+      layer: a SimpleRNN, SimpleRNNCell, RNN, StackedRNNCells or Bidirectional of this library.
+
+    Raises:
+      TypeError: it is none of those.
+      ValueError: what Keras does not have: an option, a dtype, a function of the user's own.
+
+    Source: Keras `Layer.get_config`, `keras.saving.serialize_keras_object`.
+
+    >>> config = to_config(SimpleRNN(8, kernel_regularizer="l2", seed=1))
+    >>> config["class_name"], config["config"]["kernel_regularizer"]["config"], config["config"]["seed"]
+    ('SimpleRNN', {'l2': 0.01}, 1)
+    """
     kind = type(layer).__name__
     if CLASSES.get(kind) is not type(layer):
         raise TypeError(f"`layer` must be one of this library's {', '.join(CLASSES)}, got {layer!r}.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
-from flax_srnn.interop import _files, _hdf5, _structure, _weights
+from flax_srnn.interop.keras import hdf5, reading, structure, weights
 
 VARIABLES = "variables.msgpack"  # beside config.json and metadata.json, in the folder that `convert` writes
 
@@ -23,45 +23,45 @@ class Opened(NamedTuple):
 
     config: dict[str, Any] | None
     version: str | None
-    arrays: Callable[[_structure.Layer | None], dict[_structure.Path, np.ndarray]]
+    arrays: Callable[[structure.Layer | None], dict[structure.Path, np.ndarray]]
 
 
 def open_model(path: str | os.PathLike[str]) -> Opened:
     """The kind of a file is told by its first bytes; its name does not matter."""
     if os.path.isdir(path):
         return _open_folder(Path(path))
-    data = _files.read_file(path)
+    data = reading.read_file(path)
     if data.startswith(b"PK"):
-        return _open_archive(_files.read_archive(data))
-    if not data.startswith(_hdf5.SIGNATURE):
+        return _open_archive(reading.read_archive(data))
+    if not data.startswith(hdf5.SIGNATURE):
         raise ValueError("is no Keras file: expected a .keras archive, or a .weights.h5 or .h5 file in HDF5.")
-    root = _hdf5.read(data)
+    root = hdf5.read(data)
     if "model_config" in root:
-        config = _files.read_json("".join(root.strings("model_config", max_bytes=_files.MAX_JSON_BYTES)))
-        weights = root.group("model_weights")
-        if weights is None:
+        config = reading.read_json("".join(root.strings("model_config", max_bytes=reading.MAX_JSON_BYTES)))
+        stored = root.group("model_weights")
+        if stored is None:
             raise ValueError("has a model's configuration and no 'model_weights'.")
         version = "".join(root.strings("keras_version")) if "keras_version" in root else None
-        return Opened(config, version, functools.partial(_legacy_arrays, weights))
+        return Opened(config, version, functools.partial(_legacy_arrays, stored))
     if "layer_names" in root or "layer_names0" in root:
         return Opened(None, None, functools.partial(_legacy_arrays, root))
     return Opened(None, None, functools.partial(_group_arrays, root))
 
 
 def _open_archive(archive: zipfile.ZipFile) -> Opened:
-    config = _files.read_json(_files.read_member(archive, "config.json", _files.MAX_JSON_BYTES))
-    metadata = _files.read_json(_files.read_member(archive, "metadata.json", _files.MAX_JSON_BYTES))
-    root = _hdf5.read(_files.read_member(archive, "model.weights.h5"))
+    config = reading.read_json(reading.read_member(archive, "config.json", reading.MAX_JSON_BYTES))
+    metadata = reading.read_json(reading.read_member(archive, "metadata.json", reading.MAX_JSON_BYTES))
+    root = hdf5.read(reading.read_member(archive, "model.weights.h5"))
     return Opened(config, _version(metadata), functools.partial(_group_arrays, root))
 
 
 def _open_folder(folder: Path) -> Opened:
     if not (folder / VARIABLES).is_file():
         raise ValueError(f"is a folder that `convert` did not write: it has no {VARIABLES!r}.")
-    config = _files.read_json(_files.read_file(folder / "config.json", _files.MAX_JSON_BYTES))
-    metadata = _files.read_json(_files.read_file(folder / "metadata.json", _files.MAX_JSON_BYTES))
-    data = _files.read_file(folder / VARIABLES)
-    return Opened(config, _version(metadata), lambda structure: _restored(data))
+    config = reading.read_json(reading.read_file(folder / "config.json", reading.MAX_JSON_BYTES))
+    metadata = reading.read_json(reading.read_file(folder / "metadata.json", reading.MAX_JSON_BYTES))
+    data = reading.read_file(folder / VARIABLES)
+    return Opened(config, _version(metadata), lambda layout: _restored(data))
 
 
 def _version(metadata: Mapping[str, Any]) -> str | None:
@@ -69,22 +69,22 @@ def _version(metadata: Mapping[str, Any]) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def declared(config: dict[str, Any] | None) -> _structure.Layer | None:
+def declared(config: dict[str, Any] | None) -> structure.Layer | None:
     """The layers of a model, where its configuration lists them: a subclassed model's does not."""
-    if config is None or _structure.parse(config)[0] not in _structure.MODELS:
+    if config is None or structure.parse(config)[0] not in structure.MODELS:
         return None
-    return _structure.from_config(config)
+    return structure.from_config(config)
 
 
-def _group_arrays(root: _hdf5.Group, structure: _structure.Layer | None) -> dict[_structure.Path, np.ndarray]:
-    return _weights.read_groups(root, _structure.from_group(root) if structure is None else structure)
+def _group_arrays(root: hdf5.Group, layout: structure.Layer | None) -> dict[structure.Path, np.ndarray]:
+    return weights.read_groups(root, structure.from_group(root) if layout is None else layout)
 
 
-def _legacy_arrays(group: _hdf5.Group, structure: _structure.Layer | None) -> dict[_structure.Path, np.ndarray]:
-    return _weights.read_legacy(group, None if structure is None else {each.key: each for each in structure.children})
+def _legacy_arrays(group: hdf5.Group, layout: structure.Layer | None) -> dict[structure.Path, np.ndarray]:
+    return weights.read_legacy(group, None if layout is None else {each.key: each for each in layout.children})
 
 
-def _restored(data: bytes) -> dict[_structure.Path, np.ndarray]:
+def _restored(data: bytes) -> dict[structure.Path, np.ndarray]:
     """The arrays in a file of `flax.serialization`, whose only types are containers, numbers, text and arrays of numbers."""
     try:
         tree = serialization.msgpack_restore(data)
@@ -97,5 +97,5 @@ def _restored(data: bytes) -> dict[_structure.Path, np.ndarray]:
     return flat
 
 
-def _flat(tree: Any) -> dict[_structure.Path, Any]:
+def _flat(tree: Any) -> dict[structure.Path, Any]:
     return traverse_util.flatten_dict(tree)

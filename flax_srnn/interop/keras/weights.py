@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flax_srnn.interop._hdf5 import Dataset, Group
-from flax_srnn.interop._structure import (
+from flax_srnn.interop.keras.hdf5 import Dataset, Group
+from flax_srnn.interop.keras.structure import (
     NO_LAYERS,
     Layer,
     Path,

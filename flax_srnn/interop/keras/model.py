@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_srnn import activations, validation
-from flax_srnn.interop import _structure
+from flax_srnn.interop.keras.structure import Layer
 from flax_srnn.layers import RNN, Bidirectional, SimpleRNN
 
 Masked = tuple[Any, Any]  # (outputs, mask or None)
@@ -125,7 +125,7 @@ class Sequential(nn.Module):
 
     layers: tuple[Any, ...]
     input_shape: tuple[int | None, ...] | None = None
-    structure: _structure.Layer | None = None
+    structure: Layer | None = None
 
     preserve_adopted_names = True  # Flax would call them layers_0, layers_1, …
 

@@ -1,0 +1,16 @@
+"""Keras's files, configurations and live layers, and ours: read and written without Keras or TensorFlow.
+
+A model file is data from a stranger. Nothing in it is executed or unpickled: of a configuration only the classes and
+arguments below are understood, and arrays are only numbers. What is damaged, hostile or cannot be represented is a
+ValueError when it is read. The limits are the named constants of `reading` (sizes, archive members, JSON), `hdf5`
+(objects, nesting) and `build` (layers).
+
+    read       .keras (Keras 3, tf.keras 2.12 and later), .weights.h5, legacy .h5 (of whole models and of weights)
+    written    .weights.h5, which needs h5py: pip install 'flax-srnn[interop]'
+"""
+
+from flax_srnn.interop.keras.config import from_config, to_config
+from flax_srnn.interop.keras.files import convert, load_model, load_weights, save_weights
+from flax_srnn.interop.keras.live import from_keras
+
+__all__ = ["convert", "from_config", "from_keras", "load_model", "load_weights", "save_weights", "to_config"]
