@@ -25,7 +25,7 @@ FILES = {
 }
 # From the ground up. A module may import what stands on a lower floor; a package of the rim also its own modules.
 FLOORS = [
-    {"validation"},
+    {"validation", "atomic"},
     {"lookup", "dtypes", "forward_mode", "varying"},
     {"activations", "initializers", "regularizers", "constraints"},
     {"cell"},

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from flax_srnn import atomic
 from flax_srnn.training import run, scores
 from flax_srnn.training.config import SunspotsConfig
 from flax_srnn.training.data import SUNSPOTS, Series, read_series
@@ -126,7 +127,8 @@ def predict(folder: Path, series_file: Path | None, output: Path | None, *, over
     }
     rows = list(zip(*columns.values(), strict=True))
     if output is not None:
-        run.write_atomically(output, "".join(",".join(row) + "\n" for row in [tuple(columns), *rows]))
+        with atomic.writing_file(output) as unfinished:
+            unfinished.write_text("".join(",".join(row) + "\n" for row in [tuple(columns), *rows]))
         print(f"{len(rows)} forecasts, {rows[0][0]}-{rows[-1][0]}, written to {output}")
         return
     table = Table(title="One year ahead; spread = standard deviation over the networks")

@@ -5,19 +5,16 @@
     metrics.json   the errors in both test periods
     forecast.png   the picture
 
-The files are written into a hidden folder beside the final one, which is then renamed: a run that fails leaves nothing.
+A run that fails leaves nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
 import itertools
 import json
-import shutil
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flax_srnn import atomic
 from flax_srnn.training.config import SunspotsConfig
 from flax_srnn.training.forecast import Ensemble, Forecaster
 
@@ -44,11 +42,10 @@ def check_target(workdir: Path | None) -> None:
         raise FileExistsError(
             f"workdir {workdir}: it exists already, and a run is never overwritten. Name a new folder."
         )
-    parent = RUNS if workdir is None else workdir.parent
+    parent = _parent(workdir)
     parent.mkdir(parents=True, exist_ok=True)
-    probe = parent / f".run-{uuid.uuid4().hex}"
-    probe.mkdir()
-    probe.rmdir()
+    with atomic.unfinished_folder(parent):
+        pass  # it can be made
 
 
 def save(
@@ -71,18 +68,18 @@ def save(
       FileExistsError: `workdir` holds something by now.
     """
     numbered = (RUNS / f"{name}-{number}" for number in itertools.count(1))
-    staging = (RUNS if workdir is None else workdir.parent) / f".run-{uuid.uuid4().hex}"
-    staging.mkdir()
-    try:
+    with atomic.unfinished_folder(_parent(workdir)) as folder:
         arrays = jax.tree.map(np.asarray, flatten_dict(ensemble._asdict(), sep="/"))
-        np.savez(staging / _PARAMS, allow_pickle=False, **arrays)
-        _write_json(staging / _CONFIG, dataclasses.asdict(config))
-        _write_json(staging / _METRICS, metrics)
-        draw(staging / "forecast.png")
-        return _move(staging, numbered if workdir is None else [workdir])
-    except BaseException:
-        shutil.rmtree(staging)
-        raise
+        np.savez(folder / _PARAMS, allow_pickle=False, **arrays)
+        _write_json(folder / _CONFIG, dataclasses.asdict(config))
+        _write_json(folder / _METRICS, metrics)
+        draw(folder / "forecast.png")
+        try:
+            return atomic.move_folder(folder, numbered if workdir is None else [workdir])
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"workdir {workdir}: it holds something by now; this run is lost. Name a new folder."
+            ) from error
 
 
 def load(folder: Path) -> tuple[SunspotsConfig, Ensemble]:
@@ -114,6 +111,10 @@ def load(folder: Path) -> tuple[SunspotsConfig, Ensemble]:
     return config, Ensemble(**unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/"))
 
 
+def _parent(workdir: Path | None) -> Path:
+    return RUNS if workdir is None else workdir.parent
+
+
 def _shapes(config: SunspotsConfig) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of every array of an ensemble; nothing is computed."""
     params = jax.eval_shape(Forecaster(config.units, config.l2).init, jax.random.key(0), jnp.zeros((1, 1)))["params"]
@@ -124,25 +125,3 @@ def _shapes(config: SunspotsConfig) -> dict[str, tuple[tuple[int, ...], np.dtype
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _move(staging: Path, folders: Iterable[Path]) -> Path:
-    """Renames `staging` to the first folder that is free; the operating system decides, so that two runs never collide."""
-    for folder in folders:
-        try:
-            staging.rename(folder)
-            return folder
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-    raise FileExistsError(f"workdir {folder}: it holds something by now; this run is lost. Name a new folder.")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that is there whole or not at all."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        staging.write_text(text)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

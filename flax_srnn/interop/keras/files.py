@@ -14,7 +14,7 @@ import numpy as np
 from flax import serialization, traverse_util
 from flax.core import meta
 
-from flax_srnn import states
+from flax_srnn import atomic, states
 from flax_srnn.interop.keras import build, model_files, reading, structure, weights
 from flax_srnn.interop.keras.config import cells_of
 from flax_srnn.interop.keras.model import Sequential
@@ -130,7 +130,9 @@ def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], 
             raise ValueError(f"`variables` must hold floats, got {array.dtype} at {'/'.join(name)!r}.")
     weights.checked(slots, arrays)
     h5py = _h5py()
-    with reading.writing_file(path, overwrite=overwrite) as unfinished, h5py.File(unfinished, "w") as file:
+    if not overwrite:
+        _refuse_existing(Path(path))
+    with atomic.writing_file(path) as unfinished, h5py.File(unfinished, "w") as file:
         weights.write_groups(file, layout, arrays)
 
 
@@ -157,15 +159,17 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
         return
     if os.fspath(output_path).endswith((".h5", ".keras")):
         raise ValueError(f"{os.fspath(output_path)}: only .weights.h5 files and folders are written.")
-    reading.refuse_existing(Path(output_path))
+    output = Path(output_path)
+    _refuse_existing(output)
     with reading.blaming(input_path):
         opened = model_files.open_model(input_path)
         _, variables = _module(opened)
     kept = {name: tree for name, tree in variables.items() if name != states.COLLECTION}  # Keras does not store states
-    with reading.writing_folder(output_path) as folder:
+    with atomic.unfinished_folder(output.parent) as folder:
         (folder / "config.json").write_text(json.dumps(opened.config))
         (folder / "metadata.json").write_text(json.dumps({"keras_version": opened.version}))
         (folder / model_files.VARIABLES).write_bytes(serialization.to_bytes(kept))
+        atomic.move_folder(folder, [output])
 
 
 def _module(opened: model_files.Opened) -> tuple[Sequential, dict[str, Any]]:
@@ -174,6 +178,14 @@ def _module(opened: model_files.Opened) -> tuple[Sequential, dict[str, Any]]:
     keras_2 = None if opened.version is None else opened.version.startswith("2.")
     module = build.sequential(opened.config, keras_2)
     return module, build.variables_for(module, opened.arrays(module.structure))
+
+
+def _refuse_existing(path: Path) -> None:
+    """Raises a ValueError if something is at `path`, or nothing is at its parent."""
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{path}: exists already, and is not overwritten.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: the folder {str(path.parent)!r} does not exist.")
 
 
 def _h5py() -> Any:

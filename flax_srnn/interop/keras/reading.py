@@ -1,4 +1,4 @@
-"""Opens files from strangers within stated limits, and writes files that are whole or not there.
+"""Reads files from strangers within stated limits.
 
 Everything is read into memory and nothing is ever unpacked to disk. Sizes are checked before the bytes are read.
 """
@@ -10,14 +10,11 @@ import io
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 MAX_FILE_BYTES = 4 * 2**30
@@ -125,42 +122,6 @@ def read_json(text: bytes | str) -> dict[str, Any]:
     return value
 
 
-@contextlib.contextmanager
-def writing_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
-    """Gives a path to write to; what is there becomes `path` when the block ends well, and vanishes when it does not."""
-    target = Path(path)
-    if not overwrite:
-        refuse_existing(target)
-    unfinished = _unfinished(target)
-    try:
-        yield unfinished
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`writing_file` for a folder, which must not exist."""
-    target = Path(path)
-    refuse_existing(target)
-    unfinished = _unfinished(target)
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        os.rename(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises a ValueError if something is at `path`, or nothing is at its parent."""
-    if path.exists() or path.is_symlink():
-        raise ValueError(f"{path}: exists already, and is not overwritten.")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {str(path.parent)!r} does not exist.")
-
-
 def _check_size(what: str, size: int, limit: int) -> None:
     if size > limit:
         raise ValueError(f"{what} has {size} bytes; at most {limit} are read.")
@@ -173,8 +134,3 @@ def _as_value_error(what: str) -> Iterator[None]:
         yield
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{what} is damaged: {error or type(error).__name__}.") from error
-
-
-def _unfinished(target: Path) -> Path:
-    """A path beside the target, on the same file system, that nobody uses."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}")
