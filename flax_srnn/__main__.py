@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from flax_srnn.training.config import SunspotsConfig, bundled, did_you_mean, load_config, settings
+from flax_srnn.lookup import did_you_mean
+from flax_srnn.training.config import SunspotsConfig, bundled, load_config, settings
 
 _EXTRAS = {"matplotlib": "train", "h5py": "interop"}
 

@@ -30,7 +30,7 @@ def find(table: Mapping[str, T], name: str, argument: str) -> T:
     if name in table:
         return table[name]
     raise ValueError(
-        f"`{argument}` is the unknown name {name!r}.{_nearest(name, table)} Valid names: {', '.join(table)}."
+        f"`{argument}` is the unknown name {name!r}.{did_you_mean(name, table)} Valid names: {', '.join(table)}."
     )
 
 
@@ -44,7 +44,7 @@ def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapp
     unknown = [key for key in identifier if key not in _CONFIG_KEYS]
     if unknown:
         raise ValueError(
-            f"`{argument}` has the unknown key {unknown[0]!r}.{_nearest(unknown[0], _CONFIG_KEYS)} A Keras configuration has "
+            f"`{argument}` has the unknown key {unknown[0]!r}.{did_you_mean(unknown[0], _CONFIG_KEYS)} A Keras configuration has "
             f"the keys {', '.join(_CONFIG_KEYS[:4])}; got {dict(identifier)!r}."
         )
     name: Any = identifier.get("class_name")
@@ -70,7 +70,7 @@ def build(table: Mapping[str, Callable[..., T]], name: str, config: Mapping[str,
     for key, value in config.items():
         if key not in parameters and value is not None:
             raise ValueError(
-                f"`{argument}`: {name!r} has no argument {key!r} (here {value!r}).{_nearest(key, parameters)} "
+                f"`{argument}`: {name!r} has no argument {key!r} (here {value!r}).{did_you_mean(key, parameters)} "
                 f"Valid arguments: {', '.join(parameters) or 'none'}."
             )
     try:
@@ -146,7 +146,7 @@ def _refuse_custom_object(identifier: Mapping[str, Any], name: str, argument: st
         )
 
 
-def _nearest(name: Any, valid: Iterable[str]) -> str:
+def did_you_mean(name: Any, valid: Iterable[str]) -> str:
     """Returns ' Did you mean ...?', or nothing where no valid name is close."""
     lower = {candidate.lower(): candidate for candidate in valid}
     matches = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)

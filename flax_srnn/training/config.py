@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import operator
 import re
 import runpy
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from flax_srnn.lookup import did_you_mean
 
 _PACKAGE = Path(__file__).parent.parent
 # A wheel carries the folder configs/ inside the package, a checkout has it beside the package.
@@ -100,9 +101,3 @@ def load_config(name: str) -> SunspotsConfig:
     if type(config) is not SunspotsConfig:
         raise ValueError(f"config {path}: it must define `config = SunspotsConfig(...)`, got config = {config!r}.")
     return config
-
-
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Returns ' Did you mean ...?', or nothing where no valid name is close."""
-    matches = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
