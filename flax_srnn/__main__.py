@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from flax_srnn import benchmark
 from flax_srnn.lookup import did_you_mean
 from flax_srnn.training.config import SunspotsConfig, bundled, load_config, settings
 
@@ -21,20 +22,18 @@ _EXTRAS = {"matplotlib": "train", "h5py": "interop"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, or 2 after bad input, or 130 after Ctrl-C."""
+    """Runs one command; its exit code: 0, or 1 if a measurement failed, 2 after bad input, 130 after Ctrl-C."""
     try:
         parsed, unknown = _parser().parse_known_args(argv)
-        if parsed.run is _benchmark:
-            return _benchmark(unknown)
         if unknown:
             raise ValueError(_not_understood(unknown, parsed.parser))
         parsed.run(parsed)
     except KeyboardInterrupt:
         print("flax-srnn: interrupted; nothing was saved.", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, ModuleNotFoundError, benchmark.MeasurementError) as error:
         print(f"flax-srnn: error: {_in_one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, benchmark.MeasurementError) else 2
     return 0
 
 
@@ -113,8 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("output", metavar="OUT", type=Path, help="file to write")
     convert.set_defaults(run=_convert, parser=convert)
 
-    benchmark = commands.add_parser("benchmark", help="time this library and its peers side by side", add_help=False)
-    benchmark.set_defaults(run=_benchmark)
+    compare = commands.add_parser(
+        "benchmark",
+        help="time this library and its peers side by side",
+        description="Times this library and its peers side by side, and writes the figures to a new folder.",
+        allow_abbrev=False,
+    )
+    benchmark.add_arguments(compare)
+    compare.set_defaults(run=benchmark.run, parser=compare)
     return parser
 
 
@@ -142,17 +147,10 @@ def _convert(parsed: argparse.Namespace) -> None:
     convert(parsed.input, parsed.output)
 
 
-def _benchmark(arguments: list[str]) -> int:
-    """Has a command line of its own, --help included."""
-    from flax_srnn.benchmark import main as benchmark
-
-    return benchmark(arguments)
-
-
 def _not_understood(arguments: list[str], parser: argparse.ArgumentParser) -> str:
     """The message for arguments that no option took: the first of them, and the option nearest to it."""
     first = next((argument for argument in arguments if argument.startswith("-")), arguments[0])
-    options = re.findall(r"--\w+", parser.format_usage())
+    options = re.findall(r"--[\w-]+", parser.format_usage())
     hint = did_you_mean("--" + first.lstrip("-").partition("=")[0], options)
     return f"unknown argument {first!r}.{hint} (see `{parser.prog} --help`)"
 

@@ -1,12 +1,16 @@
 """The benchmark: its statistics on known numbers, its check of the peers, its command line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from flax_srnn import activations, benchmark
+from flax_srnn.__main__ import main
 from flax_srnn.benchmark import process, report
+from flax_srnn.benchmark.peers import CONTESTANTS
 from flax_srnn.benchmark.process import Case, Record
 
 
@@ -66,7 +70,7 @@ class TestAgreement:
         ],
     )
     def test_other_arrays_are_an_error(self, theirs):
-        with pytest.raises(RuntimeError, match=r"training, a: keras is .* from flax-srnn"):
+        with pytest.raises(process.MeasurementError, match=r"training, a: keras is .* from flax-srnn"):
             process.check_agreement(
                 Record("training", "a", "s", {"flax-srnn": []}, process.fingerprint(self.ours)),
                 "keras",
@@ -106,7 +110,7 @@ def test_every_section_yields_figures_of_this_library(section, monkeypatch):
     monkeypatch.setattr(process, "NARROW", (1, 256, 2, 8))
     shapes = [(2, 6, 3, 5)]
     plan = process.Plan([section], peers=[], grid=shapes, other=[(1, 5, 2, 3)], few=shapes, quick=False, seconds=0.0)
-    records = list(process.SECTIONS[section](plan))
+    records = list(process.SECTIONS[section](plan, CONTESTANTS))
     assert len({(r.group, r.case) for r in records}) == len(records)
     counts = {"forward": 2, "options": 4, "bfloat16": 2, "chunked": 2, "length": 4, "memory": 2, "compilation": 1}
     assert len(records) == counts[section]
@@ -124,7 +128,7 @@ def test_measures_and_writes_a_new_folder(tmp_path, capsys):
     sections = "training,networks"
     peers = "keras,flax.linen,flax.nnx,haiku"
     arguments = ["--quick", "--processes", "1", "--sections", sections, "--peers", peers]
-    assert benchmark.main([*arguments, "--shapes", "2x6x3x5", "--output", str(folder)]) == 0
+    assert main(["benchmark", *arguments, "--shapes", "2x6x3x5", "--output", str(folder)]) == 0
     results = json.loads((folder / "results.json").read_text())
     values = {(r["group"], r["case"]): r["values"] for r in results["records"]}
     assert len(values) == 1 + 3
@@ -152,25 +156,63 @@ def test_measures_and_writes_a_new_folder(tmp_path, capsys):
         (["--shapes", "1x2x3xfour"], "'1x2x3xfour' is not four positive sizes"),
         (["--torch-python", "/no/such/python"], "'/no/such/python' cannot be run"),
         (["--peers", "torch", "--torch-python", "/bin/false"], "'torch' is not installed"),
-        (["--shape", "1x2x3x4"], "unrecognized arguments: --shape"),
+        (["--shape", "1x2x3x4"], "unknown argument '--shape'. Did you mean '--shapes'"),
+        (["--torch", "/bin/false"], "Did you mean '--torch-python'"),
         (["--output", "."], "exists already"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = benchmark.main(arguments)
-    except SystemExit as stop:
-        code = stop.code
+    assert main(["benchmark", *arguments]) == 2
     printed = capsys.readouterr().err
-    assert code == 2
+    assert printed.startswith("flax-srnn: error: ")
     assert message in printed
     assert printed.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("problem", "code"), [(benchmark.MeasurementError("keras is far off"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_a_measurement_that_fails_leaves_nothing(problem, code, tmp_path, monkeypatch, capsys):
+    def fail(job):
+        raise problem
+
+    monkeypatch.setattr(benchmark, "measure", fail)
+    assert main(["benchmark", "--output", str(tmp_path / "results")]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert str(problem) in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_fails_is_a_measurement_that_failed(tmp_path, capfd):
+    failing = tmp_path / "python"
+    failing.write_text('#!/bin/sh\ncase "$1" in -c) exit 0;; *) echo no GPU >&2; exit 3;; esac\n')
+    failing.chmod(0o755)
+    arguments = ["--quick", "--sections", "forward", "--peers", "torch", "--shapes", "1x2x1x1"]
+    output = ["--output", str(tmp_path / "results"), "--torch-python", str(failing)]
+    assert main(["benchmark", *arguments, *output]) == 1
+    assert "no GPU\nflax-srnn: error: a measuring process ended with exit status 3" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == [failing]
+
+
+def test_the_measuring_process_is_a_script_that_needs_only_numpy():
+    """PyTorch's Python may have neither JAX nor this package."""
+    program = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(('jax', 'flax', 'flax_srnn'))\n"
+        "print(runpy.run_path(sys.argv[1])['problem'])"
+    )
+    command = [sys.executable, "-c", program, process.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("<function problem"), done.stderr
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
-        benchmark.main(["--help"])
+        main(["benchmark", "--help"])
     assert stop.value.code == 0
-    assert "--quick" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(word in out for word in ("--quick", "--torch-python", *process.SECTIONS, "flax.linen"))

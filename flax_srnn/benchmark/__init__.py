@@ -15,77 +15,64 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from flax_srnn import lookup
+from flax_srnn import atomic, lookup
 from flax_srnn.benchmark import process, report
-from flax_srnn.benchmark.process import GRID as GRID
-from flax_srnn.benchmark.process import OTHER as OTHER
-from flax_srnn.benchmark.process import SHAPES as SHAPES
-from flax_srnn.benchmark.process import Plan, Record, Shape
+from flax_srnn.benchmark.peers import PEERS
+from flax_srnn.benchmark.process import GRID, OTHER, MeasurementError, Plan, Record, Shape
 
-PEERS = {"keras": "keras", "flax.linen": "flax", "flax.nnx": "flax", "haiku": "dm-haiku", "torch": "torch"}
-"""The peers, and the distribution that each comes from."""
+__all__ = ["MeasurementError", "add_arguments", "measure", "run"]
+
 FEW: tuple[Shape, ...] = ((32, 100, 32, 64), (32, 100, 64, 256), (1, 1000, 16, 64), (4, 512, 256, 256))
 QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 128))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="flax-srnn benchmark",
-        description="Time this library and its peers side by side, and write the figures to a new folder.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog=f"sections: {', '.join(process.SECTIONS)}\npeers: {', '.join(PEERS)}",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command to its parser."""
+    sections, peers = ", ".join(process.SECTIONS), ", ".join(PEERS)
     parser.add_argument("--quick", action="store_true", help="few shapes, one process, under 2 minutes")
-    parser.add_argument("--sections", metavar="A,B", help="what to measure (default: everything)")
-    parser.add_argument("--peers", metavar="A,B", help="whom to compare with (default: all that are installed)")
+    parser.add_argument("--sections", metavar="A,B", help=f"what to measure, of: {sections} (default: everything)")
+    parser.add_argument(
+        "--peers", metavar="A,B", help=f"whom to compare with, of: {peers} (default: all that are installed)"
+    )
     parser.add_argument("--shapes", metavar="BxTxIxH,...", help="your shapes in place of the table's, e.g. 32x100x8x64")
     parser.add_argument("--processes", type=int, metavar="N", help="repetitions in fresh processes (default: 3)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: benchmark-DATE-TIME)")
     parser.add_argument(
         "--torch-python", default=sys.executable, metavar="FILE", help="the Python that has torch (default: this one)"
     )
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line: 0 on success, 2 with one line on standard error for bad input, 1 if a measurement fails."""
-    arguments = _parser().parse_args(argv)
-    try:
-        run = _read(arguments)
-        run.folder.mkdir(parents=True)
-    except (ValueError, OSError) as error:
-        print(f"flax-srnn benchmark: {error}", file=sys.stderr)
-        return 2
-    try:
-        about, records = measure(run)
-    except RuntimeError as error:
-        print(f"flax-srnn benchmark: {error}", file=sys.stderr)
-        return 1
-    text = report.markdown(about, records)
-    print(text.partition(report.DETAILS)[0])
-    (run.folder / "results.md").write_text(text, encoding="utf-8")
-    results = {"about": about, "records": [dataclasses.asdict(record) for record in records]}
-    (run.folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if not report.plot(records, run.folder / "results.png"):
-        print("matplotlib is not installed: no plot.", file=sys.stderr)
-    print(f"Written to {run.folder}", file=sys.stderr)
-    return 0
+def run(parsed: argparse.Namespace) -> None:
+    """Measures what the command line asks for, prints the summary and writes the new folder, whole or not at all.
+
+    Raises:
+      ValueError: the command line makes no sense.
+      OSError: the folder cannot be written.
+      MeasurementError: a measurement failed.
+    """
+    job = _read(parsed)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.unfinished_folder(job.folder.parent) as folder:
+        about, records = measure(job)
+        text = report.markdown(about, records)
+        print(text.partition(report.DETAILS)[0])
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        results = {"about": about, "records": [dataclasses.asdict(record) for record in records]}
+        (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        if not report.plot(records, folder / "results.png"):
+            print("matplotlib is not installed: no plot.", file=sys.stderr)
+        atomic.move_folder(folder, [job.folder])
+    print(f"Written to {job.folder}", file=sys.stderr)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-class Run(NamedTuple):
+class Job(NamedTuple):
     """A command line that has been understood.
 
     Attributes:
@@ -103,7 +90,7 @@ class Run(NamedTuple):
     folder: Path
 
 
-def _read(arguments: argparse.Namespace) -> Run:
+def _read(arguments: argparse.Namespace) -> Job:
     """Checks everything before anything is measured; ValueError says what is wrong."""
     quick = arguments.quick
     processes = (1 if quick else 3) if arguments.processes is None else arguments.processes
@@ -127,7 +114,7 @@ def _read(arguments: argparse.Namespace) -> Run:
         quick=quick,
         seconds=0.3 if quick else 2.0,
     )
-    return Run(plan, absent, processes, arguments.torch_python, folder)
+    return Job(plan, absent, processes, arguments.torch_python, folder)
 
 
 def _names(text: str | None, table: Mapping[str, object], argument: str) -> list[str]:
@@ -158,52 +145,54 @@ def _installed(peer: str, torch_python: str) -> bool:
 # --- the processes ----------------------------------------------------------------------------------------------------
 
 
-def measure(run: Run) -> tuple[dict[str, str], list[Record]]:
+def measure(job: Job) -> tuple[dict[str, str], list[Record]]:
     """Runs the plan in fresh processes, one after the other; what they say about the machine, and all figures."""
     about: dict[str, str] = {}
     runs = []
-    for number in range(run.processes):
-        print(f"process {number + 1} of {run.processes}", file=sys.stderr, flush=True)
-        said, records = _process(sys.executable, run.plan)
+    for number in range(job.processes):
+        print(f"process {number + 1} of {job.processes}", file=sys.stderr, flush=True)
+        said, records = _process(sys.executable, job.plan)
         about |= said
         runs.append(records)
-        if "torch" in run.plan.peers and {"training", "forward"} & set(run.plan.sections):
+        if "torch" in job.plan.peers and set(process.TORCH_SECTIONS) & set(job.plan.sections):
             device = "cpu" if about["device"] == "CPU" else "cuda"
-            said, theirs = _process(run.torch_python, dataclasses.replace(run.plan, torch_device=device))
+            said, theirs = _process(job.torch_python, dataclasses.replace(job.plan, torch_device=device))
             about |= said
             ours = {(record.group, record.case): record for record in records}
             for record in theirs:
                 process.check_agreement(ours[record.group, record.case], "torch", record.fingerprint)
             runs.append(theirs)
-    return _machine(run) | about, report.merge(runs)
+    return _machine(job) | about, report.merge(runs)
 
 
 def _process(python: str, plan: Plan) -> tuple[dict[str, str], list[Record]]:
     request = json.dumps(dataclasses.asdict(plan))
-    code = "import sys; from flax_srnn.benchmark.process import process; process(sys.argv[1])"
+    code = "import sys; from flax_srnn.benchmark import peers, process; process.process(sys.argv[1], peers.CONTESTANTS)"
     # PyTorch's Python may lack this package: there the file is a script, and -P keeps its folder out of the import path.
     command = [python, *(["-P", process.__file__] if plan.torch_device else ["-c", code]), request]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "OMP_WAIT_POLICY": "PASSIVE"}
     finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if finished.returncode:
-        raise RuntimeError(f"a measuring process ended with exit status {finished.returncode}; its message is above.")
+        raise MeasurementError(
+            f"a measuring process ended with exit status {finished.returncode}; its message is above."
+        )
     answer = json.loads(finished.stdout.splitlines()[-1])
     return answer["about"], [Record(**record) for record in answer["records"]]
 
 
-def _machine(run: Run) -> dict[str, str]:
+def _machine(job: Job) -> dict[str, str]:
     """What a reader must know beside the figures."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
-    distributions = {"flax-srnn", "jax", "jaxlib", "flax", *(PEERS[peer] for peer in run.plan.peers if peer != "torch")}
+    distributions = {"flax-srnn", "jax", "jaxlib", "flax", *(PEERS[peer] for peer in job.plan.peers if peer != "torch")}
     return {
         "date": f"{datetime.date.today():%Y-%m-%d}",
         "processor": f"{model}, {len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()}",
-        "processes": str(run.processes),
-        "not installed": ", ".join(run.absent) or "none",
+        "processes": str(job.processes),
+        "not installed": ", ".join(job.absent) or "none",
         "Python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in sorted(distributions)},
     }

@@ -6,24 +6,17 @@ arrays and, differentiated, returns the same gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flax_srnn.benchmark.process import Case
+from flax_srnn.benchmark.process import OURS, Case, Contestants, Model
 
-Model = Callable[[Any, Any, Any, Any], Any]
-"""(params, inputs (B, T, I), mask (B, T) or None, key) -> outputs (B, T, H), or (B, H) for the last output only."""
+__all__ = ["CONTESTANTS", "PEERS"]
 
-OURS = "flax-srnn"
+PEERS = {"keras": "keras", "flax.linen": "flax", "flax.nnx": "flax", "haiku": "dm-haiku", "torch": "torch"}
+"""The peers, and the distribution that each comes from."""
 
 
-def models(case: Case, peers: Iterable[str]) -> dict[str, Model]:
-    """This library's model of a case, then those of the peers that run in this process."""
-    return {name: MODELS[name](case) for name in (OURS, *peers) if name in MODELS}
-
-
-def ours(case: Case) -> Model:
+def _ours(case: Case) -> Model:
     import jax
     import jax.numpy as jnp
 
@@ -144,6 +137,7 @@ def _last(case: Case, model: Model) -> Model:
     return (lambda *arrays: model(*arrays)[:, -1]) if case.last else model
 
 
-MODELS: dict[str, Callable[[Case], Model]] = {
-    OURS: ours, "keras": _keras, "flax.linen": _linen, "flax.nnx": _nnx, "haiku": _haiku
+CONTESTANTS: Contestants = {
+    OURS: _ours, "keras": _keras, "flax.linen": _linen, "flax.nnx": _nnx, "haiku": _haiku
 }  # fmt: skip
+"""This library and the peers, but for PyTorch, which has a process of its own (`process`)."""

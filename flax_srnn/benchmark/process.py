@@ -1,8 +1,8 @@
 """One measuring process of the benchmark: what is timed, and how.
 
 Everything is cases × models × a measurement. A case (`Case`) is shapes and options; `problem` makes its arrays, the same
-in every process. A model (see `peers`) is a function of these arrays, so that forward and training are derived once for
-all. The models of a case take turns (A B A B …) and the median of each is kept; before anything is timed, their outputs
+in every process. A model (`Model`) is a function of these arrays, so that forward and training are derived once for all;
+who makes it is a contestant, and all contestants are handed in. The models of a case take turns (A B A B …) and the median of each is kept; before anything is timed, their outputs
 or gradients are compared with this library's.
 
 PyTorch runs in a process of its own, because its spinning threads slow down their neighbours. There this file is executed
@@ -20,12 +20,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flax_srnn.benchmark.peers import Model
+__all__ = [
+    "ACTIVATIONS", "GRID", "LONG", "NARROW", "NETWORKS", "OPTIONS", "OTHER", "OURS", "SECTIONS", "TOLERANCE",
+    "TORCH_SECTIONS", "Case", "Contestants", "MeasurementError", "Model", "Plan", "Problem", "Record", "Shape",
+    "alternate", "check_agreement", "fingerprint", "label", "problem", "process", "program", "race",
+]  # fmt: skip
+
+OURS = "flax-srnn"
+"""The contestant that is this library."""
 
 Shape = tuple[int, int, int, int]
 """B (batch), T (time steps), I (input features), H (units)."""
@@ -52,7 +58,6 @@ OTHER: tuple[Shape, ...] = (
     (512, 12, 3, 16),
 )
 """Tiny and odd shapes, where a rule that suits the grid may fail."""
-SHAPES = GRID + OTHER
 LONG: Shape = (8, 100_000, 8, 128)
 """The shape of the memory section: it is compiled, never executed."""
 NARROW: Shape = (1, 8192, 8, 128)
@@ -80,6 +85,12 @@ class Case(NamedTuple):
     dtype: str = "float32"
     implementation: str | None = None  # of this library
     network: str = "layer"  # or "stack" (3 layers), "cells" (one RNN of 3 cells), "bidirectional"
+
+
+Model = Callable[[Any, Any, Any, Any], Any]
+"""(params, inputs (B, T, I), mask (B, T) or None, key) -> outputs (B, T, H), or (B, H) for the last output only."""
+Contestants = Mapping[str, Callable[[Case], Model]]
+"""By name, what makes the model of a case; this library is `OURS`."""
 
 
 class Problem(NamedTuple):
@@ -118,6 +129,10 @@ def problem(case: Case) -> Problem:
         key=np.array([1, 0], np.uint32),
         cotangent=normal(batch, width) if case.last else normal(batch, steps, width),
     )
+
+
+class MeasurementError(RuntimeError):
+    """There is no result, for a process failed or a contestant computes something else."""
 
 
 @dataclasses.dataclass
@@ -192,14 +207,16 @@ def check_agreement(record: Record, name: str, theirs: Sequence[tuple[float, flo
     """A contestant that computes something else is an error, not a result.
 
     Raises:
-      RuntimeError: the fingerprints say that some array differs from the first contestant's, relative to its norm.
+      MeasurementError: the fingerprints say that some array differs from the first contestant's, relative to its norm.
     """
     ours = record.fingerprint
     error = np.max([abs(a - b) / max(norm, 1e-30) for (a, norm), (b, _) in zip(ours, theirs, strict=True)])
     allowed = TOLERANCE.get(name, 1e-3)
     if not error <= allowed:  # nor may it be NaN
         first = next(iter(record.values))
-        raise RuntimeError(f"{record.group}, {record.case}: {name} is {error:.1g} from {first} (allowed: {allowed:g})")
+        raise MeasurementError(
+            f"{record.group}, {record.case}: {name} is {error:.1g} from {first} (allowed: {allowed:g})"
+        )
 
 
 def race(group: str, case: Case, models: Mapping[str, Model], train: bool, seconds: float) -> Record:
@@ -251,12 +268,12 @@ def label(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _models(plan: Plan, case: Case) -> dict[str, Model]:
-    from flax_srnn.benchmark import peers
-
+def _models(plan: Plan, contestants: Contestants, case: Case) -> dict[str, Model]:
+    """This library's model of a case, then those of the peers that are wanted and run in this process."""
     # Of the peers only Keras has every option and network; the others run what all of them have.
     everywhere = case == Case(case.shape, last=case.last)
-    return peers.models(case, [peer for peer in plan.peers if everywhere or peer == "keras"])
+    peers = [peer for peer in plan.peers if peer in contestants and (everywhere or peer == "keras")]
+    return {name: contestants[name](case) for name in (OURS, *peers)}
 
 
 def _grid(plan: Plan, what: str) -> Iterator[tuple[str, Shape]]:
@@ -264,38 +281,34 @@ def _grid(plan: Plan, what: str) -> Iterator[tuple[str, Shape]]:
     yield from ((f"{what}, tiny and odd shapes", shape) for shape in plan.other)
 
 
-def _plain(what: str, plan: Plan) -> Iterator[Record]:
+def _plain(what: str, plan: Plan, contestants: Contestants) -> Iterator[Record]:
     for group, shape in _grid(plan, what):
         case = Case(shape)
-        yield race(group, case, _models(plan, case), what == "training", plan.seconds)
+        yield race(group, case, _models(plan, contestants, case), what == "training", plan.seconds)
 
 
-def _variants(variants: Mapping[str, Mapping[str, Any]], plan: Plan) -> Iterator[Record]:
+def _variants(variants: Mapping[str, Mapping[str, Any]], plan: Plan, contestants: Contestants) -> Iterator[Record]:
     for name, options in variants.items():
         for shape in plan.few:
             case = Case(shape, **options)
-            yield race(f"training, {name}", case, _models(plan, case), True, plan.seconds)
+            yield race(f"training, {name}", case, _models(plan, contestants, case), True, plan.seconds)
 
 
-def _bfloat16(plan: Plan) -> Iterator[Record]:
-    from flax_srnn.benchmark import peers
-
+def _bfloat16(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     for shape in (*plan.grid, *plan.other):
         case = Case(shape)
-        models = {dtype: peers.ours(case._replace(dtype=dtype)) for dtype in ("float32", "bfloat16")}
+        models = {dtype: contestants[OURS](case._replace(dtype=dtype)) for dtype in ("float32", "bfloat16")}
         yield race("training in half precision", case, models, True, plan.seconds)
 
 
-def _chunked(plan: Plan) -> Iterator[Record]:
-    from flax_srnn.benchmark import peers
-
+def _chunked(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     # The network of `problem` forgets: each step shrinks a difference of states to less than 0.9 of it.
-    models = {name: peers.ours(Case(NARROW, implementation=name)) for name in ("chunked", "scan")}
+    models = {name: contestants[OURS](Case(NARROW, implementation=name)) for name in ("chunked", "scan")}
     for what in ("forward", "training"):
         yield race(f"{what} in chunks of time", Case(NARROW), models, what == "training", plan.seconds)
 
 
-def _memory(plan: Plan) -> Iterator[Record]:
+def _memory(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     import jax
 
     batch, steps, features, units = LONG
@@ -307,24 +320,22 @@ def _memory(plan: Plan) -> Iterator[Record]:
             cotangent=jax.ShapeDtypeStruct(outputs, np.float32),
         )
         values = {}
-        for name, model in _models(plan, case).items():
+        for name, model in _models(plan, contestants, case).items():
             usage: Any = jax.jit(program(model, train=True)).lower(*arrays).compile().memory_analysis()
             values[name] = [usage.temp_size_in_bytes / (4 * batch * steps * units)]
         row = f"{label(LONG)}, {'last output only' if last else 'all outputs'}"
         yield Record("temporary memory of training", row, "arrays (B, T, H)", values)
 
 
-def _length(plan: Plan) -> Iterator[Record]:
+def _length(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     import jax
-
-    from flax_srnn.benchmark import peers
 
     for activation in ("tanh", "gelu") if plan.quick else ACTIVATIONS:
         for batch, mask in ((1, False), (1, True), (8, False), (8, True)):
             calls = {}
             for steps in (500, 4000):
                 case = Case((batch, steps, 8, 64), activation=activation, mask=mask)
-                run, arrays = jax.jit(program(peers.ours(case), train=True)), jax.device_put(problem(case))
+                run, arrays = jax.jit(program(contestants[OURS](case), train=True)), jax.device_put(problem(case))
                 calls[steps] = lambda run=run, arrays=arrays: jax.block_until_ready(run(*arrays))
             times = alternate({f"T = {steps}": call for steps, call in calls.items()}, plan.seconds / 10)
             values = {name: [times[name][0] / steps] for name, steps in zip(times, calls, strict=True)}
@@ -332,7 +343,7 @@ def _length(plan: Plan) -> Iterator[Record]:
             yield Record("time per step of training", row, "s", values)
 
 
-def _compilation(plan: Plan) -> Iterator[Record]:
+def _compilation(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     import jax
 
     def compile_anew(model: Model, arrays: Problem) -> None:
@@ -341,7 +352,8 @@ def _compilation(plan: Plan) -> Iterator[Record]:
     for shape in plan.few:
         case = Case(shape)
         calls = {
-            name: functools.partial(compile_anew, model, problem(case)) for name, model in _models(plan, case).items()
+            name: functools.partial(compile_anew, model, problem(case))
+            for name, model in _models(plan, contestants, case).items()
         }
         yield Record(
             "compilation of training", label(shape), "s", alternate(calls, seconds=0, rounds=1 if plan.quick else 3)
@@ -359,7 +371,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "one RNN of 3 cells": {"network": "cells"},
     "bidirectional": {"network": "bidirectional"},
 }
-SECTIONS: dict[str, Callable[[Plan], Iterator[Record]]] = {
+SECTIONS: dict[str, Callable[[Plan, Contestants], Iterator[Record]]] = {
     "training": functools.partial(_plain, "training"),
     "forward": functools.partial(_plain, "forward"),
     "options": functools.partial(_variants, OPTIONS),
@@ -372,13 +384,17 @@ SECTIONS: dict[str, Callable[[Plan], Iterator[Record]]] = {
 }
 
 
+TORCH_SECTIONS = ("training", "forward")
+"""The sections in which PyTorch takes part."""
+
+
 def _torch(plan: Plan) -> Iterator[Record]:
-    """PyTorch on the cases of the sections training and forward."""
+    """PyTorch on the cases of `TORCH_SECTIONS`."""
     import torch
 
     device = plan.torch_device
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for what in [section for section in plan.sections if section in ("training", "forward")]:
+    for what in [section for section in plan.sections if section in TORCH_SECTIONS]:
         for group, shape in _grid(plan, what):
             data = problem(Case(shape))
             rnn = torch.nn.RNN(shape[2], shape[3], batch_first=True)
@@ -412,7 +428,7 @@ def _torch(plan: Plan) -> Iterator[Record]:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-def process(request: str) -> None:
+def process(request: str, contestants: Contestants) -> None:
     """Measures a plan given as JSON; the answer is the last line of standard output, progress goes to standard error."""
     plan = Plan(**json.loads(request))
     records: list[Record] = []
@@ -424,11 +440,11 @@ def process(request: str) -> None:
 
         for section in plan.sections:
             start = time.perf_counter()
-            records.extend(SECTIONS[section](plan))
+            records.extend(SECTIONS[section](plan, contestants))
             print(f"  {section}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         about = {"device": "CPU" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind}
     print(json.dumps({"about": about, "records": [dataclasses.asdict(record) for record in records]}))
 
 
-if __name__ == "__main__":
-    process(sys.argv[1])
+if __name__ == "__main__":  # in PyTorch's Python, which needs no other contestant
+    process(sys.argv[1], contestants={})

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax_srnn.benchmark.peers import OURS
-from flax_srnn.benchmark.process import Record
+from flax_srnn.benchmark.process import OURS, Record
+
+__all__ = ["DETAILS", "Line", "Spread", "markdown", "merge", "plot", "ratios", "spread", "summarize"]
 
 DETAILS = "## Every case"
 

@@ -18,6 +18,8 @@ from flax import nnx
 
 from flax_srnn import validation
 
+__all__ = ["from_linen", "from_nnx", "to_linen", "to_nnx"]
+
 
 def from_linen(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a `flax.linen.SimpleCell` under this library's names.

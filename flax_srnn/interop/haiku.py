@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from flax_srnn import validation
 
+__all__ = ["from_haiku", "to_haiku"]
+
 
 def from_haiku(params: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The parameters of one Haiku `VanillaRNN` under this library's names.

@@ -23,6 +23,8 @@ from flax_srnn import validation
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["from_torch", "to_torch"]
+
 Params = dict[str, jax.Array]
 
 # Our name of each direction of a bidirectional layer, and the ending of torch's names for it.

@@ -13,6 +13,8 @@ from typing import Any
 
 from flax_srnn.lookup import did_you_mean
 
+__all__ = ["SunspotsConfig", "bundled", "load_config", "settings"]
+
 _PACKAGE = Path(__file__).parent.parent
 # A wheel carries the folder configs/ inside the package, a checkout has it beside the package.
 _CONFIG_FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"

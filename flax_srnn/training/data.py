@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["SUNSPOTS", "Series", "read_series"]
+
 SUNSPOTS = Path(__file__).with_name("sunspots.csv")
 
 

@@ -32,6 +32,8 @@ from flax_srnn.regularizers import L2
 from flax_srnn.training.config import SunspotsConfig
 from flax_srnn.training.data import Series
 
+__all__ = ["WARM_UP", "Ensemble", "Forecaster", "fit", "free_running", "one_year_ahead"]
+
 WARM_UP = 10
 
 

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from flax_srnn.training.data import Series
 from flax_srnn.training.scores import FIT_UNTIL, TEST_PERIODS
 
+__all__ = ["draw_forecasts"]
+
 _BLUE, _ORANGE = "#0072b2", "#d55e00"  # lightness and line style differ too: readable in grey
 
 

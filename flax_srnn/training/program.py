@@ -21,6 +21,8 @@ from flax_srnn.training.config import SunspotsConfig
 from flax_srnn.training.data import SUNSPOTS, Series, read_series
 from flax_srnn.training.forecast import WARM_UP, Ensemble, fit, free_running, one_year_ahead
 
+__all__ = ["YEARS_TO_COME", "predict", "train", "validate"]
+
 YEARS_TO_COME = 22  # two cycles
 
 

@@ -27,6 +27,8 @@ from flax_srnn import atomic
 from flax_srnn.training.config import SunspotsConfig
 from flax_srnn.training.forecast import Ensemble, Forecaster
 
+__all__ = ["RUNS", "check_target", "load", "save"]
+
 RUNS = Path("runs")
 _CONFIG, _PARAMS, _METRICS = "config.json", "params.npz", "metrics.json"
 

@@ -11,6 +11,17 @@ import numpy as np
 
 from flax_srnn.training.data import Series
 
+__all__ = [
+    "BLOCKS",
+    "FIT_UNTIL",
+    "TEST_PERIODS",
+    "VARIANCE",
+    "autoregression",
+    "persistence",
+    "relative_variance",
+    "splice",
+]
+
 FIT_UNTIL = 1920
 TEST_PERIODS = ((1921, 1955), (1956, 1979))
 BLOCKS = tuple((first, first + 14) for first in range(1711, FIT_UNTIL, 15))
