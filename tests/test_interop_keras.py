@@ -25,6 +25,7 @@ from keras_models import (  # noqa: F401 - a fixture
 
 from flax_srnn.__main__ import main
 from flax_srnn.interop.keras import convert, load_model, load_weights, save_weights
+from flax_srnn.interop.keras.layers import LAYERS
 
 pytestmark = MARKS
 
@@ -202,6 +203,10 @@ def test_loaded_module_checks_its_inputs_and_equals_itself(tmp_path):
         with pytest.raises(ValueError, match=r"`inputs` must have the shape \(None, 5, 4\)"):
             module.apply(variables, np.ones(shape, np.float32))
     assert module.apply(variables, np.ones((7, T, F))).shape == (7, 3)
+
+
+def test_every_layer_that_is_read_is_named():
+    assert [name for name in LAYERS if name not in load_model.__doc__] == []
 
 
 def test_convert_there_and_back(tmp_path, capsys):

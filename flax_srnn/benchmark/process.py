@@ -2,8 +2,8 @@
 
 Everything is cases × models × a measurement. A case (`Case`) is shapes and options; `problem` makes its arrays, the same
 in every process. A model (`Model`) is a function of these arrays, so that forward and training are derived once for all;
-who makes it is a contestant, and all contestants are handed in. The models of a case take turns (A B A B …) and the median of each is kept; before anything is timed, their outputs
-or gradients are compared with this library's.
+what makes it is a contestant, and the contestants are handed in. The models of a case take turns (A B A B …) and the
+median of each is kept; before anything is timed, their outputs or gradients are compared with this library's.
 
 PyTorch runs in a process of its own, because its spinning threads slow down their neighbours. There this file is executed
 as a script, in an environment that may have neither JAX nor this package: at module level it imports NumPy only.

@@ -7,6 +7,16 @@ ValueError when it is read. The limits are the named constants of `reading` (siz
 
     read       .keras (Keras 3, tf.keras 2.12 and later), .weights.h5, legacy .h5 (of whole models and of weights)
     written    .weights.h5, which needs h5py: pip install 'flax-srnn[interop]'
+
+What this package names is public; its modules, from the ground up:
+
+    reading, hdf5       bytes, archives, JSON and HDF5 from strangers
+    structure, weights  where each array of a layer stands, and the arrays
+    config              the configurations of recurrent layers
+    arguments, layers   those of the other layers of a model; a class to be read too is added in `layers`
+    model, build        a whole model
+    model_files         the kinds of files
+    files, live         what one does with files, and with a layer of a running Keras
 """
 
 from flax_srnn.interop.keras.config import from_config, to_config

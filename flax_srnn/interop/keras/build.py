@@ -7,7 +7,7 @@ tried on the shape of inputs that it declares, without computing anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,140 +16,18 @@ from flax import traverse_util
 
 from flax_srnn import lookup, states, validation
 from flax_srnn.interop.keras import structure, weights
-from flax_srnn.interop.keras.config import activation, dtypes_of, layer_from
-from flax_srnn.interop.keras.model import (
-    Activation,
-    BatchNormalization,
-    Dense,
-    Dropout,
-    Embedding,
-    Flatten,
-    LayerNormalization,
-    Masking,
-    Sequential,
-    TimeDistributed,
-)
+from flax_srnn.interop.keras.arguments import MAX_DIMENSION, Arguments
+from flax_srnn.interop.keras.config import layer_from
+from flax_srnn.interop.keras.layers import LAYERS
+from flax_srnn.interop.keras.model import Sequential
 from flax_srnn.layers import Bidirectional
+
+__all__ = ["MAX_LAYERS", "MAX_UNROLLED_STEPS", "sequential", "variables_for"]
 
 MAX_LAYERS = 256
 MAX_UNROLLED_STEPS = 10_000
-MAX_DIMENSION = 2**31 - 1
 
-
-class _Arguments:
-    """The arguments in a layer's configuration, each taken once; what is left must not matter to a prediction."""
-
-    def __init__(self, kind: str, given: Mapping[str, Any], keras_2: bool) -> None:
-        self._kind, self._given, self._keras_2 = kind, dict(given), keras_2
-        self.common = {"name": self._given.pop("name", None), **dtypes_of(self._given.pop("dtype", "float32"))}
-        self.uncounted = {key: value for key, value in self.common.items() if key != "param_dtype"}
-
-    def take(self, name: str, default: Any = None) -> Any:
-        return self._given.pop(name, default)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.take(name, default)
-        validation.flag(name, value)
-        return value
-
-    def number(self, name: str, default: float | None = None, **bounds: float) -> float:
-        return lookup.number(name, self.take(name, default), **bounds)
-
-    def size(self, name: str) -> int:
-        value = self.take(name)
-        number = validation.integer(name, value)
-        if number is None or not 0 < number <= MAX_DIMENSION:
-            raise ValueError(f"`{name}` must be a positive integer of at most {MAX_DIMENSION}, got {value!r}.")
-        return number
-
-    def axes(self) -> tuple[int, ...]:
-        value = self.take("axis", -1)
-        axes = [validation.integer("axis", axis) for axis in (value if isinstance(value, list) else [value])]
-        if not axes or None in axes:
-            raise ValueError(f"`axis` must be an integer or a list of integers, got {value!r}.")
-        return tuple(axis for axis in axes if axis is not None)
-
-    def activation(self) -> Any:
-        return activation(self.take("activation"), self._keras_2)
-
-    def expect_nothing_left(self) -> None:
-        for name, value in self._given.items():
-            for_training = name.endswith(("_initializer", "_regularizer", "_constraint")) or name in _FOR_TRAINING
-            if not for_training and value not in (None, False):
-                raise ValueError(f"`{name}`={value!r} of a {self._kind} cannot be represented.")
-
-
-AnyDense = TypeVar("AnyDense", bound=Dense)
-_FOR_TRAINING = (
-    "trainable",
-    "seed",
-    "batch_input_shape",
-    "input_length",
-    "synchronized",
-    "renorm_momentum",
-    "autocast",
-)
-
-
-def _batch_normalization(given: _Arguments) -> BatchNormalization:
-    axes = given.axes()
-    if len(axes) != 1:
-        raise ValueError(f"`axis` must be one axis, got {axes}.")
-    return BatchNormalization(
-        axis=axes[0],
-        momentum=given.number("momentum", 0.99, at_least=0, at_most=1),
-        epsilon=given.number("epsilon", 1e-3, at_least=0),
-        use_bias=given.flag("center", True),
-        use_scale=given.flag("scale", True),
-        **given.common,
-    )
-
-
-def _layer_normalization(given: _Arguments) -> LayerNormalization:
-    axes = given.axes()
-    return LayerNormalization(
-        epsilon=given.number("epsilon", 1e-3, at_least=0),
-        use_bias=given.flag("center", True),
-        use_scale=given.flag("scale", True),
-        reduction_axes=axes,
-        feature_axes=axes,
-        use_fast_variance=False,  # E[x²] - E[x]² loses digits that Keras has
-        **given.common,
-    )
-
-
-def _dense(given: _Arguments, kind: type[AnyDense]) -> AnyDense:
-    activation, use_bias = given.activation(), given.flag("use_bias", True)
-    return kind(given.size("units"), use_bias=use_bias, activation=activation, **given.common)
-
-
-def _embedding(given: _Arguments) -> Embedding:
-    mask_zero = given.flag("mask_zero", False)
-    return Embedding(given.size("input_dim"), given.size("output_dim"), mask_zero=mask_zero, **given.common)
-
-
-def _dropout(given: _Arguments) -> Dropout:
-    return Dropout(given.number("rate", at_least=0, at_most=1), **given.uncounted)
-
-
-def _flatten(given: _Arguments) -> Flatten:
-    if (data_format := given.take("data_format", "channels_last")) != "channels_last":
-        raise ValueError(f"`data_format` must be 'channels_last', got {data_format!r}.")
-    return Flatten(**given.uncounted)
-
-
-_BUILDERS: dict[str, Callable[[_Arguments], nn.Module]] = {
-    "Dense": lambda given: _dense(given, Dense),
-    "Embedding": _embedding,
-    "Masking": lambda given: Masking(given.number("mask_value", 0.0), **given.uncounted),
-    "Dropout": _dropout,
-    "Activation": lambda given: Activation(given.activation(), **given.uncounted),
-    "Flatten": _flatten,
-    "BatchNormalization": _batch_normalization,
-    "LayerNormalization": _layer_normalization,
-}
 _RECURRENT = ("SimpleRNN", "RNN", "Bidirectional")
-KNOWN = ("Sequential", "InputLayer", "TimeDistributed", *_RECURRENT, *_BUILDERS)
 
 
 def sequential(config: Mapping[str, Any], keras_2: bool | None) -> Sequential:
@@ -190,12 +68,11 @@ def _layer(config: Mapping[str, Any], keras_2: bool | None, steps: int | None) -
             return _model(config, keras_2)
         if kind in _RECURRENT:
             return _recurrent(config, keras_2, steps)
-        if kind == "TimeDistributed":
-            return _time_distributed(given, keras_2)
-        if kind not in _BUILDERS:
-            raise ValueError(f"the class {kind!r} cannot be represented; known are {', '.join(KNOWN)}.")
-        arguments = _Arguments(kind, given, bool(keras_2))
-        layer = _BUILDERS[kind](arguments)
+        if kind not in LAYERS:
+            known = ", ".join(("Sequential", "InputLayer", *_RECURRENT, *LAYERS))
+            raise ValueError(f"the class {kind!r} cannot be represented; known are {known}.")
+        arguments = Arguments(kind, given, bool(keras_2))
+        layer = LAYERS[kind].read(arguments)
         arguments.expect_nothing_left()
         return layer
     except (TypeError, ValueError) as error:
@@ -209,19 +86,6 @@ def _recurrent(config: Mapping[str, Any], keras_2: bool | None, steps: int | Non
             raise ValueError("`time_major` cannot be represented inside a model.")
         if each is not None and each.unroll and steps is not None and steps > MAX_UNROLLED_STEPS:
             raise ValueError(f"`unroll` over {steps} steps; at most {MAX_UNROLLED_STEPS} are unrolled.")
-    return layer
-
-
-def _time_distributed(given: Mapping[str, Any], keras_2: bool | None) -> TimeDistributed:
-    kind, inner = lookup.parse(given["layer"], "layer")
-    if kind != "Dense":
-        raise ValueError(f"TimeDistributed of the class {kind!r} cannot be represented, only of Dense.")
-    outer = _Arguments("TimeDistributed", given, bool(keras_2))
-    outer.take("layer")
-    outer.expect_nothing_left()
-    arguments = _Arguments(kind, {**inner, "name": given.get("name")}, bool(keras_2))
-    layer = _dense(arguments, TimeDistributed)
-    arguments.expect_nothing_left()
     return layer
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from flax_srnn import activations, constraints, initializers, lookup, regularizers
 from flax_srnn.layers import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells
 
+__all__ = ["CLASSES", "activation", "cells_of", "dtypes_of", "from_config", "layer_from", "to_config"]
+
 CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (SimpleRNN, SimpleRNNCell, RNN, StackedRNNCells, Bidirectional)
 }

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+__all__ = ["MAX_DEPTH", "MAX_NAME_BYTES", "MAX_RANK", "MAX_STEPS", "SIGNATURE", "Dataset", "Group", "Node", "read"]
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 # Every message, link, string and element that a file makes the reader look at costs one. A file of Keras costs about

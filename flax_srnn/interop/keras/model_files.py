@@ -15,6 +15,8 @@ from flax import serialization, traverse_util
 
 from flax_srnn.interop.keras import hdf5, reading, structure, weights
 
+__all__ = ["VARIABLES", "Opened", "declared", "open_model"]
+
 VARIABLES = "variables.msgpack"  # beside config.json and metadata.json, in the folder that `convert` writes
 
 

@@ -17,6 +17,11 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+__all__ = [
+    "MAX_COMPRESSION_RATIO", "MAX_FILE_BYTES", "MAX_JSON_BYTES", "MAX_JSON_DEPTH", "MAX_MEMBERS",
+    "blaming", "read_archive", "read_file", "read_json", "read_member",
+]  # fmt: skip
+
 MAX_FILE_BYTES = 4 * 2**30
 MAX_MEMBERS = 1000  # of an archive; Keras writes three, and a few assets
 MAX_COMPRESSION_RATIO = 100  # above the first MiB; Keras does not compress at all

@@ -15,26 +15,50 @@ from typing import Any, NamedTuple
 
 from flax_srnn.interop.keras.hdf5 import MAX_DEPTH, Dataset, Group, Node
 
+__all__ = [
+    "ARRAYS", "MODELS", "NO_LAYERS", "Array", "Layer", "Path", "Slot",
+    "array_name", "from_config", "from_group", "group_names", "join", "parse", "slots", "slots_named", "trainable_first",
+]  # fmt: skip
+
 Path = tuple[str, ...]
 
 MODELS = ("Sequential", "Functional", "Model")
-# Keras's names of a class's own arrays in Keras's order; the argument that switches one off; what Flax calls it.
-_ARRAYS = {
-    "SimpleRNNCell": ("kernel", "recurrent_kernel", "bias"),
-    "Dense": ("kernel", "bias"),
-    "Embedding": ("embeddings",),
-    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "LayerNormalization": ("gamma", "beta"),
+
+
+class Array(NamedTuple):
+    """What is known of an array before a file is read.
+
+    Attributes:
+      name: Keras's.
+      here: its name in the parameters.
+      sizes: a letter for each dimension, equal letters of a layer are equal sizes; None: a shape that all the layer's
+        arrays have.
+      switch: the argument that switches it off, if there is one.
+      trained: False for running statistics.
+    """
+
+    name: str
+    here: str
+    sizes: str | None = None
+    switch: str = ""
+    trained: bool = True
+
+
+_KERNEL, _BIAS = Array("kernel", "kernel", "FU"), Array("bias", "bias", "U", switch="use_bias")
+_GAMMA, _BETA = Array("gamma", "scale", switch="scale"), Array("beta", "bias", switch="center")
+ARRAYS: dict[str, tuple[Array, ...]] = {
+    "SimpleRNNCell": (_KERNEL, Array("recurrent_kernel", "recurrent_kernel", "UU"), _BIAS),
+    "Dense": (_KERNEL, _BIAS),
+    "Embedding": (Array("embeddings", "embedding", "VE"),),
+    "BatchNormalization": (
+        _GAMMA,
+        _BETA,
+        Array("moving_mean", "mean", trained=False),
+        Array("moving_variance", "var", trained=False),
+    ),
+    "LayerNormalization": (_GAMMA, _BETA),
 }
-_SWITCHES = {"bias": "use_bias", "gamma": "scale", "beta": "center"}
-_FLAX_NAMES = {
-    "embeddings": "embedding",
-    "gamma": "scale",
-    "beta": "bias",
-    "moving_mean": "mean",
-    "moving_variance": "var",
-}
-_STATISTICS = ("moving_mean", "moving_variance")  # not trained
+"""The arrays of a class's own, in Keras's order."""
 
 # Keras's attributes that hold several layers ("_layer_checkpoint_dependencies" is 2.13's "layers"), those that hold one,
 # and the class that is meant where nothing says it; and what a file holds beside layers.
@@ -51,7 +75,7 @@ class Layer(NamedTuple):
       kind: its Keras class.
       key: the name under which its parameters stand in its parent's; "" where they stand beside them.
       group: the path of its group below its parent's in a `.weights.h5` file.
-      arrays: Keras's names of its own arrays.
+      arrays: its own, without those that were switched off.
       children: the layers inside it.
       trainable: False if it was frozen.
     """
@@ -59,18 +83,18 @@ class Layer(NamedTuple):
     kind: str
     key: str = ""
     group: str = ""
-    arrays: tuple[str, ...] = ()
+    arrays: tuple[Array, ...] = ()
     children: tuple[Layer, ...] = ()
     trainable: bool = True
 
 
 class Slot(NamedTuple):
-    """One array: its layer's class, its group and number in `.weights.h5`, its name in Keras, its path in the parameters."""
+    """The place of an array: its layer's class, its group and number in `.weights.h5`, its path in the parameters."""
 
     kind: str
     group: str
     number: int
-    name: str
+    array: Array
     path: Path
     trainable: bool
 
@@ -79,9 +103,8 @@ def slots(layer: Layer, group: str = "", path: Path = (), trainable: bool = True
     """Every array of a layer, in Keras's order."""
     group, path = join(group, layer.group), (*path, layer.key) if layer.key else path
     trainable = trainable and layer.trainable
-    for number, name in enumerate(layer.arrays):
-        trained = trainable and name not in _STATISTICS
-        yield Slot(layer.kind, group, number, name, (*path, _FLAX_NAMES.get(name, name)), trained)
+    for number, array in enumerate(layer.arrays):
+        yield Slot(layer.kind, group, number, array, (*path, array.here), trainable and array.trained)
     for child in layer.children:
         yield from slots(child, group, path, trainable)
 
@@ -120,14 +143,14 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     elif kind in ("RNN", "TimeDistributed"):
         attribute = "cell" if kind == "RNN" else "layer"
         children = [from_config(_entry(arguments, attribute, Mapping, kind), "", attribute)]
-    arrays = tuple(name for name in _ARRAYS.get(kind, ()) if arguments.get(_SWITCHES.get(name, ""), True))
+    arrays = tuple(each for each in ARRAYS.get(kind, ()) if not each.switch or arguments.get(each.switch, True))
     return Layer(kind, key, group, arrays, tuple(children), bool(arguments.get("trainable", True)))
 
 
 def cell(use_bias: bool) -> Layer:
     """The one cell of a SimpleRNN, or of an RNN around one."""
-    names = _ARRAYS["SimpleRNNCell"]
-    return Layer("SimpleRNNCell", "", "cell", names if use_bias else names[:-1])
+    arrays = ARRAYS["SimpleRNNCell"]
+    return Layer("SimpleRNNCell", "", "cell", arrays if use_bias else arrays[:-1])
 
 
 def _cell_key(number: int, count: int) -> str:
@@ -213,16 +236,16 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
 
 def _recognised(where: str, name: str, shapes: list[tuple[int, ...]], key: str, path: str, guess: str) -> Layer:
     """The layer without others inside that has arrays of these shapes."""
-    stems = {stem: kind for kind, stem in zip(_ARRAYS, group_names(list(_ARRAYS)), strict=True)}
+    stems = {stem: kind for kind, stem in zip(ARRAYS, group_names(list(ARRAYS)), strict=True)}
     told = [stems.get(_stem(text)[0]) for text in (where.rsplit("/", 1)[-1], name)]
     kind = told[0] or told[1] or guess or ("Dense" if [len(shape) for shape in shapes] == [2, 1] else "")
-    names = _ARRAYS.get(kind, ())
+    known = ARRAYS.get(kind, ())
     # A bias is the last one and may be missing; which one of several others is missing cannot be told.
-    if len(shapes) != len(names) and not (names[len(shapes) :] == ("bias",)):
+    if len(shapes) != len(known) and known[len(shapes) :] != (_BIAS,):
         raise ValueError(
             f"{where!r} holds {len(shapes)} arrays of the shapes {shapes[:4]}: a layer that is not known here."
         )
-    return Layer(kind, key, path, names[: len(shapes)])
+    return Layer(kind, key, path, known[: len(shapes)])
 
 
 def _members(node: Node | None, kind: type) -> dict[str, Any]:
@@ -272,13 +295,14 @@ def _from_folders(entries: list[tuple[Path, str, int]], path: Path) -> Iterator[
     folders = list(dict.fromkeys(folder for folder, _, _ in entries))
     depth = next((d for d in range(min(map(len, folders))) if len({folder[d] for folder in folders}) > 1), None)
     if depth is None:
-        arrays = tuple(name for _, name, _ in entries)
-        for kind, known in _ARRAYS.items():
-            if len(folders) == 1 and arrays == tuple(n for n in known if n in arrays or n not in _SWITCHES):
-                for _, name, number in entries:
-                    yield Slot(kind, "", number, name, (*path, _FLAX_NAMES.get(name, name)), True)
+        names = tuple(name for _, name, _ in entries)
+        for kind, known in ARRAYS.items():
+            arrays = [array for array in known if array.name in names or not array.switch]
+            if len(folders) == 1 and names == tuple(array.name for array in arrays):
+                for array, (_, _, number) in zip(arrays, entries, strict=True):
+                    yield Slot(kind, "", number, array, (*path, array.here), True)
                 return
-        raise ValueError(f"the layer {'/'.join(path)!r} has the arrays {arrays[:6]}: it is not known here.")
+        raise ValueError(f"the layer {'/'.join(path)!r} has the arrays {names[:6]}: it is not known here.")
     inside: dict[str, list[tuple[Path, str, int]]] = {}
     for entry in entries:
         inside.setdefault(entry[0][depth], []).append(entry)

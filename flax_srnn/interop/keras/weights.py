@@ -23,9 +23,7 @@ from flax_srnn.interop.keras.structure import (
 if TYPE_CHECKING:
     import h5py
 
-# Shapes, in which equal letters are equal sizes; the arrays of a normalisation all have the same.
-_SHAPES = {"kernel": "FU", "recurrent_kernel": "UU", "bias": "U", "embeddings": "VE"}
-_NORMALISATIONS = ("BatchNormalization", "LayerNormalization")
+__all__ = ["checked", "nested", "read_groups", "read_legacy", "write_groups"]
 
 
 def read_groups(root: Group, layer: Layer) -> dict[Path, np.ndarray]:
@@ -39,7 +37,7 @@ def read_groups(root: Group, layer: Layer) -> dict[Path, np.ndarray]:
     for slot in expected:
         dataset = root.dataset(join(slot.group, f"vars/{slot.number}"))
         if dataset is None:
-            raise ValueError(f"the array {slot.name!r} of {slot.group!r} is missing.")
+            raise ValueError(f"the array {slot.array.name!r} of {slot.group!r} is missing.")
         found[slot.path] = dataset.array()
     known = {f"/{join(slot.group, f'vars/{slot.number}')}" for slot in expected}
     for dataset in _datasets(root):
@@ -70,9 +68,9 @@ def read_legacy(group: Group, layers: Mapping[str, Layer] | None) -> dict[Path, 
         if layers is not None and name not in layers:
             raise ValueError(f"the layer {name!r} is not in the model's configuration.")
         here = slots_named(names, name) if layers is None else trainable_first(layers[name])
-        if [slot.name for slot in here] != [array_name(each) for each in names]:
+        if [slot.array.name for slot in here] != [array_name(each) for each in names]:
             raise ValueError(
-                f"the layer {name!r} has the arrays {names[:6]}, expected {[slot.name for slot in here][:6]}."
+                f"the layer {name!r} has the arrays {names[:6]}, expected {[slot.array.name for slot in here][:6]}."
             )
         for slot, path in zip(here, names, strict=True):
             dataset = inside.dataset(path)
@@ -96,12 +94,12 @@ def checked(expected: Iterable[Slot], arrays: Mapping[Path, Any]) -> dict[Path, 
     sizes: dict[tuple[Path, str], int] = {}
     for slot in expected:
         owner, shape = slot.path[:-1], tuple(arrays[slot.path].shape)
-        letters = "ABCDEFGH"[: len(shape)] if slot.kind in _NORMALISATIONS else _SHAPES[slot.name]
+        letters = "ABCDEFGH"[: len(shape)] if slot.array.sizes is None else slot.array.sizes
         fits = len(letters) == len(shape) and min(shape, default=0) > 0
         if not fits or any(sizes.setdefault((owner, letter), n) != n for letter, n in zip(letters, shape, strict=True)):
             known = {letter: n for (who, letter), n in sizes.items() if who == owner}
             raise ValueError(
-                f"{slot.name!r} of {'/'.join(owner) or slot.kind!r} has the shape {shape}, expected "
+                f"{slot.array.name!r} of {'/'.join(owner) or slot.kind!r} has the shape {shape}, expected "
                 f"({', '.join(letters)}) with {known}."
             )
     paths = [slot.path for slot in expected]
