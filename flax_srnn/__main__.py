@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flax_srnn import benchmark
-from flax_srnn.lookup import did_you_mean
+from flax_srnn.identifiers import did_you_mean
 from flax_srnn.training.config import SunspotsConfig, bundled, load_config, settings
 
 _EXTRAS = {"matplotlib": "train", "h5py": "interop"}

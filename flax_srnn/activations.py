@@ -18,8 +18,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_srnn import lookup
+from flax_srnn import identifiers
 from flax_srnn.dtypes import at_least_float32
+
+__all__ = [
+    "ELU",
+    "LeakyReLU",
+    "from_output",
+    "gelu",
+    "get",
+    "hard_shrink",
+    "is_named",
+    "linear",
+    "name",
+    "soft_shrink",
+    "sparsemax",
+    "tanh_shrink",
+    "to_config",
+]
 
 Activation = Callable[[jax.Array], jax.Array]
 OutputRule = Callable[[jax.Array, jax.Array], jax.Array]  # (y, cotangent of y) -> cotangent of a
@@ -64,7 +80,7 @@ class LeakyReLU:
     negative_slope: float = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "negative_slope", lookup.number("negative_slope", self.negative_slope))
+        object.__setattr__(self, "negative_slope", identifiers.number("negative_slope", self.negative_slope))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.leaky_relu(x, self.negative_slope)
@@ -84,7 +100,7 @@ class ELU:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", lookup.number("alpha", self.alpha))
+        object.__setattr__(self, "alpha", identifiers.number("alpha", self.alpha))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.elu(x, self.alpha)
@@ -274,13 +290,13 @@ def get(identifier: Any, *, argument: str = "activation") -> Activation:
     if identifier is None:
         return linear
     if isinstance(identifier, (str, Mapping)):
-        name, config = lookup.parse(identifier, argument)
+        name, config = identifiers.parse(identifier, argument)
         if isinstance(identifier, Mapping) and name in _LAYERS:
             config = {key: value for key, value in config.items() if key not in _LAYER_ARGUMENTS}
-            return lookup.build(_LAYERS, name, config, argument)
+            return identifiers.build(_LAYERS, name, config, argument)
         if name in _NOT_RECURRENT:
             raise ValueError(f"`{argument}` cannot be {name!r} in a recurrent layer: {_NOT_RECURRENT[name]}.")
-        function = lookup.find(_FUNCTIONS, name, argument)
+        function = identifiers.find(_FUNCTIONS, name, argument)
         if config:
             raise ValueError(f"`{argument}`: {name!r} takes no arguments, got {dict(config)!r}.")
         return function
@@ -290,7 +306,7 @@ def get(identifier: Any, *, argument: str = "activation") -> Activation:
         except TypeError as error:
             raise ValueError(f"`{argument}` must be hashable, as jax.jit caches by it, got {identifier!r}.") from error
         return identifier
-    raise lookup.not_understood(identifier, argument)
+    raise identifiers.not_understood(identifier, argument)
 
 
 def from_output(activation: Activation) -> OutputRule | None:
@@ -303,6 +319,15 @@ def from_output(activation: Activation) -> OutputRule | None:
     [2.0, 30.0]
     """
     return _RULES.get(activation)
+
+
+def is_named(activation: Activation) -> bool:
+    """Returns whether an activation is one of Keras's, and so gives an array like the one it is given.
+
+    >>> is_named(jnp.tanh), is_named(jnp.sum)
+    (True, False)
+    """
+    return activation in _NAMES
 
 
 def name(identifier: Any, *, argument: str = "activation") -> str:
@@ -331,5 +356,5 @@ def to_config(identifier: Any, *, argument: str = "activation") -> str | dict[st
     """
     function = get(identifier, argument=argument)
     if isinstance(function, (LeakyReLU, ELU)) and function not in _NAMES:
-        return lookup.to_config(function, _LAYERS, "keras.layers", argument)
+        return identifiers.to_config(function, _LAYERS, "keras.layers", argument)
     return name(function, argument=argument)

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from flax_srnn import lookup, validation
+from flax_srnn import identifiers, validation
 from flax_srnn.dtypes import at_least_float32
+
+__all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm", "get", "to_config"]
 
 Constraint = Callable[[jax.Array], jax.Array]
 
@@ -41,7 +43,7 @@ class MaxNorm:
     axis: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_value", lookup.number("max_value", self.max_value, at_least=0))
+        object.__setattr__(self, "max_value", identifiers.number("max_value", self.max_value, at_least=0))
         object.__setattr__(self, "axis", _axes(self.axis))
 
     def __call__(self, w: ArrayLike) -> jax.Array:
@@ -73,9 +75,9 @@ class MinMaxNorm:
     axis: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "min_value", lookup.number("min_value", self.min_value, at_least=0))
-        object.__setattr__(self, "max_value", lookup.number("max_value", self.max_value, at_least=self.min_value))
-        object.__setattr__(self, "rate", lookup.number("rate", self.rate, at_least=0, at_most=1))
+        object.__setattr__(self, "min_value", identifiers.number("min_value", self.min_value, at_least=0))
+        object.__setattr__(self, "max_value", identifiers.number("max_value", self.max_value, at_least=self.min_value))
+        object.__setattr__(self, "rate", identifiers.number("rate", self.rate, at_least=0, at_most=1))
         object.__setattr__(self, "axis", _axes(self.axis))
 
     def __call__(self, w: ArrayLike) -> jax.Array:
@@ -150,7 +152,7 @@ def get(identifier: Any, *, argument: str = "constraint") -> Constraint | None:
     >>> get({"class_name": "MaxNorm", "config": {"max_value": 3, "axis": [0, 1]}})
     MaxNorm(max_value=3.0, axis=(0, 1))
     """
-    return lookup.resolve(identifier, _TABLE, argument)
+    return identifiers.resolve(identifier, _TABLE, argument)
 
 
 def to_config(identifier: Any, *, argument: str = "constraint") -> dict[str, Any] | None:
@@ -164,7 +166,7 @@ def to_config(identifier: Any, *, argument: str = "constraint") -> dict[str, Any
     """
     if identifier is None:
         return None
-    return lookup.to_config(get(identifier, argument=argument), _TABLE, "keras.constraints", argument)
+    return identifiers.to_config(get(identifier, argument=argument), _TABLE, "keras.constraints", argument)
 
 
 def _norm(w: jax.Array, axis: int | Sequence[int]) -> tuple[jax.Array, jax.Array]:

@@ -17,8 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flax_srnn import lookup, validation
+from flax_srnn import identifiers, validation
 from flax_srnn.dtypes import at_least_float32
+
+__all__ = [
+    "Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Identity", "LecunNormal", "LecunUniform",
+    "Ones", "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal", "Values", "VarianceScaling", "Zeros",
+    "get", "to_config",
+]  # fmt: skip
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 
@@ -61,7 +67,7 @@ class Constant:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", lookup.number("value", self.value))
+        object.__setattr__(self, "value", identifiers.number("value", self.value))
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jnp.full(shape, self.value, dtype)
@@ -78,7 +84,7 @@ class Identity:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gain", lookup.number("gain", self.gain))
+        object.__setattr__(self, "gain", identifiers.number("gain", self.gain))
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if len(shape) != 2:
@@ -105,9 +111,9 @@ class RandomNormal:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", lookup.number("mean", self.mean))
-        object.__setattr__(self, "stddev", lookup.number("stddev", self.stddev, at_least=0))
-        object.__setattr__(self, "seed", _seed(self.seed))
+        object.__setattr__(self, "mean", identifiers.number("mean", self.mean))
+        object.__setattr__(self, "stddev", identifiers.number("stddev", self.stddev, at_least=0))
+        object.__setattr__(self, "seed", validation.seed(self.seed))
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.normal(_key(key, self.seed), shape, dtype) * self.stddev + self.mean
@@ -131,9 +137,9 @@ class TruncatedNormal:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", lookup.number("mean", self.mean))
-        object.__setattr__(self, "stddev", lookup.number("stddev", self.stddev, at_least=0))
-        object.__setattr__(self, "seed", _seed(self.seed))
+        object.__setattr__(self, "mean", identifiers.number("mean", self.mean))
+        object.__setattr__(self, "stddev", identifiers.number("stddev", self.stddev, at_least=0))
+        object.__setattr__(self, "seed", validation.seed(self.seed))
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.truncated_normal(_key(key, self.seed), -2.0, 2.0, shape, dtype) * self.stddev + self.mean
@@ -156,9 +162,9 @@ class RandomUniform:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "minval", lookup.number("minval", self.minval))
-        object.__setattr__(self, "maxval", lookup.number("maxval", self.maxval, at_least=self.minval))
-        object.__setattr__(self, "seed", _seed(self.seed))
+        object.__setattr__(self, "minval", identifiers.number("minval", self.minval))
+        object.__setattr__(self, "maxval", identifiers.number("maxval", self.maxval, at_least=self.minval))
+        object.__setattr__(self, "seed", validation.seed(self.seed))
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(_key(key, self.seed), shape, dtype, self.minval, self.maxval)
@@ -192,7 +198,7 @@ class VarianceScaling:
     output_axes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", lookup.number("scale", self.scale, at_least=0))
+        object.__setattr__(self, "scale", identifiers.number("scale", self.scale, at_least=0))
         if self.scale == 0:
             raise ValueError("`scale` must be greater than 0, got 0.")
         if self.mode not in ("fan_in", "fan_out", "fan_avg"):
@@ -204,7 +210,7 @@ class VarianceScaling:
                 "`distribution` must be 'truncated_normal', 'untruncated_normal' or 'uniform', got "
                 f"{self.distribution!r}."
             )
-        object.__setattr__(self, "seed", _seed(self.seed))
+        object.__setattr__(self, "seed", validation.seed(self.seed))
         if (self.input_axes is None) != (self.output_axes is None):
             raise ValueError(
                 f"`input_axes` and `output_axes` go together, got {self.input_axes!r} and {self.output_axes!r}."
@@ -248,6 +254,9 @@ def _fixed(value: Any) -> Any:
 class GlorotUniform(VarianceScaling):
     """Uniform on ±√(6 / (F + U)) for a kernel (F, U). Glorot & Bengio 2010.
 
+    Args:
+      seed, input_axes, output_axes: an integer, or None to draw from the key; the axes of inputs and outputs, or None.
+
     >>> bool(abs(GlorotUniform()(jax.random.key(0), (2, 4))).max() <= 1)
     True
     """
@@ -260,6 +269,9 @@ class GlorotUniform(VarianceScaling):
 @dataclasses.dataclass(frozen=True)
 class GlorotNormal(VarianceScaling):
     """Truncated normal with variance 2 / (F + U) for a kernel (F, U). Glorot & Bengio 2010.
+
+    Args:
+      seed, input_axes, output_axes: an integer, or None to draw from the key; the axes of inputs and outputs, or None.
 
     >>> GlorotNormal()(jax.random.key(0), (2, 4)).shape
     (2, 4)
@@ -274,6 +286,9 @@ class GlorotNormal(VarianceScaling):
 class HeUniform(VarianceScaling):
     """Uniform on ±√(6 / F) for a kernel (F, U). He et al. 2015.
 
+    Args:
+      seed, input_axes, output_axes: an integer, or None to draw from the key; the axes of inputs and outputs, or None.
+
     >>> bool(abs(HeUniform()(jax.random.key(0), (6, 4))).max() <= 1)
     True
     """
@@ -286,6 +301,9 @@ class HeUniform(VarianceScaling):
 @dataclasses.dataclass(frozen=True)
 class HeNormal(VarianceScaling):
     """Truncated normal with variance 2 / F for a kernel (F, U). He et al. 2015.
+
+    Args:
+      seed, input_axes, output_axes: an integer, or None to draw from the key; the axes of inputs and outputs, or None.
 
     >>> HeNormal()(jax.random.key(0), (2, 4)).shape
     (2, 4)
@@ -300,6 +318,9 @@ class HeNormal(VarianceScaling):
 class LecunUniform(VarianceScaling):
     """Uniform on ±√(3 / F) for a kernel (F, U). LeCun et al. 1998.
 
+    Args:
+      seed, input_axes, output_axes: an integer, or None to draw from the key; the axes of inputs and outputs, or None.
+
     >>> bool(abs(LecunUniform()(jax.random.key(0), (3, 4))).max() <= 1)
     True
     """
@@ -312,6 +333,9 @@ class LecunUniform(VarianceScaling):
 @dataclasses.dataclass(frozen=True)
 class LecunNormal(VarianceScaling):
     """Truncated normal with variance 1 / F for a kernel (F, U). Klambauer et al. 2017.
+
+    Args:
+      seed, input_axes, output_axes: an integer, or None to draw from the key; the axes of inputs and outputs, or None.
 
     >>> LecunNormal()(jax.random.key(0), (2, 4)).shape
     (2, 4)
@@ -345,8 +369,8 @@ class Orthogonal:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gain", lookup.number("gain", self.gain))
-        object.__setattr__(self, "seed", _seed(self.seed))
+        object.__setattr__(self, "gain", identifiers.number("gain", self.gain))
+        object.__setattr__(self, "seed", validation.seed(self.seed))
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         if len(shape) < 2:
@@ -436,7 +460,7 @@ def get(identifier: Any, *, argument: str = "initializer") -> Initializer:
     """
     if isinstance(identifier, (jax.Array, np.ndarray, np.number)):
         return Values(identifier)
-    initializer = lookup.resolve(identifier, _TABLE, argument)
+    initializer = identifiers.resolve(identifier, _TABLE, argument)
     return GlorotUniform() if initializer is None else initializer
 
 
@@ -451,22 +475,10 @@ def to_config(identifier: Any, *, argument: str = "initializer") -> dict[str, An
     """
     if identifier is None:
         return None
-    serialised = lookup.to_config(get(identifier, argument=argument), _TABLE, "keras.initializers", argument)
+    serialised = identifiers.to_config(get(identifier, argument=argument), _TABLE, "keras.initializers", argument)
     if serialised["config"] == {"gain": 1.0}:  # Keras's Identity writes no gain, though it reads one
         return serialised | {"config": {}}
     return serialised
-
-
-def _seed(seed: Any) -> int | None:
-    """None, or an integer that fits Keras's keys."""
-    if seed is None:
-        return None
-    number = validation.integer("seed", seed)
-    if number is None:
-        raise TypeError(f"`seed` must be an integer or None, got {validation.describe(seed)}.")
-    if not 0 <= number < 2**32:
-        raise ValueError(f"`seed` must lie between 0 and 2**32 - 1, got {number}.")
-    return number
 
 
 def _key(key: jax.Array, seed: int | None) -> jax.Array:

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from flax_srnn import lookup
+from flax_srnn import identifiers
+
+__all__ = ["L1", "L1L2", "L2", "OrthogonalRegularizer", "get", "to_config"]
 
 Regularizer = Callable[[jax.Array], jax.Array]
 
@@ -35,7 +37,7 @@ class L1:
     l1: float = 0.01
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "l1", lookup.number("l1", self.l1, at_least=0))
+        object.__setattr__(self, "l1", identifiers.number("l1", self.l1, at_least=0))
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         return self.l1 * jnp.sum(jnp.abs(w))
@@ -58,7 +60,7 @@ class L2:
     l2: float = 0.01
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "l2", lookup.number("l2", self.l2, at_least=0))
+        object.__setattr__(self, "l2", identifiers.number("l2", self.l2, at_least=0))
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         return self.l2 * jnp.sum(jnp.square(w))
@@ -82,8 +84,8 @@ class L1L2:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "l1", lookup.number("l1", self.l1, at_least=0))
-        object.__setattr__(self, "l2", lookup.number("l2", self.l2, at_least=0))
+        object.__setattr__(self, "l1", identifiers.number("l1", self.l1, at_least=0))
+        object.__setattr__(self, "l2", identifiers.number("l2", self.l2, at_least=0))
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         return self.l1 * jnp.sum(jnp.abs(w)) + self.l2 * jnp.sum(jnp.square(w))
@@ -112,7 +114,7 @@ class OrthogonalRegularizer:
     mode: Literal["rows", "columns"] = "rows"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factor", lookup.number("factor", self.factor, at_least=0))
+        object.__setattr__(self, "factor", identifiers.number("factor", self.factor, at_least=0))
         if self.mode not in ("rows", "columns"):
             raise ValueError(f"`mode` must be 'rows' or 'columns', got {self.mode!r}.")
 
@@ -163,7 +165,7 @@ def get(identifier: Any, *, argument: str = "regularizer") -> Regularizer | None
     """
     if isinstance(identifier, str) and identifier == "L1L2":
         identifier = "l1_l2"  # as a bare name the class would be a penalty of nothing
-    return lookup.resolve(identifier, _TABLE, argument)
+    return identifiers.resolve(identifier, _TABLE, argument)
 
 
 def to_config(identifier: Any, *, argument: str = "regularizer") -> dict[str, Any] | None:
@@ -177,4 +179,4 @@ def to_config(identifier: Any, *, argument: str = "regularizer") -> dict[str, An
     """
     if identifier is None:
         return None
-    return lookup.to_config(get(identifier, argument=argument), _TABLE, "keras.regularizers", argument)
+    return identifiers.to_config(get(identifier, argument=argument), _TABLE, "keras.regularizers", argument)

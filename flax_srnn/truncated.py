@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from flax_srnn import sequence, validation
+from flax_srnn import validation
+from flax_srnn.core import sequence
+
+__all__ = ["truncated_rnn"]
+
+MEANINGLESS = ("go_backwards", "keep_order", "time_major", "return_sequences", "reset_state")
+"""The options of `simple_rnn` that have no meaning piece by piece."""
 
 
 def truncated_rnn(
@@ -37,8 +43,7 @@ def truncated_rnn(
     Args:
       params, inputs, initial_state, mask, seq_lengths, resets: as of `simple_rnn`, batch-major.
       every: K, a positive integer; where T is no multiple of it, the last piece is shorter.
-      options: of `simple_rnn`: activation, zero_output_for_mask, unroll, input_dropout_mask, recurrent_dropout_mask,
-        precision, implementation, chunks, tol, max_sweeps.
+      options: of `simple_rnn`, all but go_backwards, keep_order, time_major, return_sequences and reset_state.
 
     Returns:
       (final_state (*batch, U), outputs (*batch, T, U)).
@@ -58,43 +63,22 @@ def truncated_rnn(
     if number is None:
         raise TypeError(f"`every` must be a positive integer, got {validation.describe(every)}.")
     size = validation.positive("every", number)
-    allowed = {
-        "activation",
-        "zero_output_for_mask",
-        "unroll",
-        "input_dropout_mask",
-        "recurrent_dropout_mask",
-        "precision",
-    }
-    allowed |= {"implementation", "chunks", "tol", "max_sweeps"}
-    if unknown := sorted(options.keys() - allowed):
-        raise TypeError(f"truncated_rnn() has no argument `{unknown[0]}`; its options are {sorted(allowed)}.")
-    x, batch, steps = validation.sequence(inputs)
-    used = sequence.used_steps(mask, seq_lengths, batch, steps)
-    reset_flags = validation.step_flags("resets", resets, batch, steps)
-    axis = len(batch)
+    if meaningless := sorted(options.keys() & set(MEANINGLESS)):
+        raise TypeError(f"truncated_rnn() has no argument `{meaningless[0]}`: it has no meaning piece by piece.")
+    flags = {"mask": mask, "seq_lengths": seq_lengths, "resets": resets}
+    cell, steps, initial, _ = sequence.check(params, inputs, initial_state=initial_state, **flags, **options)
     # Over no steps, the final state is the initial one, wherever that comes from.
-    initial, nothing = sequence.simple_rnn(
-        params, jax.lax.slice_in_dim(x, 0, 0, axis=axis), initial_state=initial_state, **options
-    )
+    initial, nothing = sequence.run(cell, steps.window(0, 0), initial)
 
     def piece(state: jax.Array, start: Any, count: int) -> tuple[jax.Array, jax.Array]:
-        def window(array: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(array, start, count, axis)
-
-        used_now, resets_now = (None if flags is None else window(flags) for flags in (used, reset_flags))
         state = jnp.where(start == 0, state, jax.lax.stop_gradient(state))
-        back_to = None if resets_now is None else initial
-        state, outputs = sequence.simple_rnn(
-            params, window(x), initial_state=state, mask=used_now, resets=resets_now, reset_state=back_to, **options
-        )
-        return state, outputs
+        return sequence.run(cell, steps.window(start, count), state, initial)
 
-    state, outputs = initial, [nothing]
-    whole, rest = divmod(steps, size)
+    state, outputs, axis = initial, [nothing], steps.time_axis
+    whole, rest = divmod(steps.count, size)
     if whole:
         state, pieces = jax.lax.scan(lambda h, k: piece(h, k * size, size), state, jnp.arange(whole))
-        outputs.append(jnp.moveaxis(pieces, 0, axis).reshape(*batch, whole * size, initial.shape[-1]))
+        outputs.append(jnp.moveaxis(pieces, 0, axis).reshape(*steps.batch, whole * size, initial.shape[-1]))
     if rest:
         state, last = piece(state, whole * size, rest)
         outputs.append(last)

@@ -19,7 +19,41 @@ from flax.core import meta
 from jax import export
 from jax.typing import DTypeLike
 
-IMPLEMENTATIONS = ("scan", "autodiff", "chunked")
+__all__ = [
+    "Weights",
+    "activation",
+    "array",
+    "describe",
+    "dtype",
+    "features",
+    "flag",
+    "in_features",
+    "initializer",
+    "integer",
+    "key",
+    "lengths",
+    "like",
+    "optional",
+    "per_cell",
+    "positive",
+    "positive_or_none",
+    "precision",
+    "rate",
+    "recorded",
+    "scalar",
+    "seed",
+    "sequence",
+    "shape",
+    "shaped",
+    "single_state",
+    "step_flags",
+    "step_inputs",
+    "tolerance",
+    "units",
+    "unroll",
+    "unrollable",
+    "weights",
+]
 
 
 class Weights(NamedTuple):
@@ -27,8 +61,8 @@ class Weights(NamedTuple):
 
     kernel: jax.Array
     recurrent_kernel: jax.Array
-    bias: jax.Array | None
-    initial_state: jax.Array | None
+    bias: jax.Array | None = None
+    initial_state: jax.Array | None = None
 
 
 def describe(value: Any) -> str:
@@ -64,6 +98,11 @@ def shaped(name: str, value: Any, shape: tuple[int, ...], letters: str) -> jax.A
     return result
 
 
+def optional(name: str, value: Any, shape: tuple[int, ...], letters: str) -> jax.Array | None:
+    """`shaped`, or None for None."""
+    return None if value is None else shaped(name, value, shape, letters)
+
+
 def weights(params: Any) -> Weights:
     """The arrays in `params`, boxed or not, with shapes that fit each other."""
     if not isinstance(params, Mapping):
@@ -85,10 +124,7 @@ def weights(params: Any) -> Weights:
         raise ValueError(f"`params['kernel']` must have the shape (F, U), got {describe(kernel)}.")
     units = kernel.shape[1]
     recurrent_kernel = shaped("params['recurrent_kernel']", params["recurrent_kernel"], (units, units), "(U, U)")
-    vectors = (
-        None if params.get(key) is None else shaped(f"params['{key}']", params[key], (units,), "(U,)")
-        for key in ("bias", "initial_state")
-    )
+    vectors = (optional(f"params['{key}']", params.get(key), (units,), "(U,)") for key in ("bias", "initial_state"))
     return Weights(kernel, recurrent_kernel, *vectors)
 
 
@@ -98,6 +134,14 @@ def features(inputs: jax.Array, expected: int, name: str = "inputs") -> None:
         raise ValueError(
             f"`{name}` must have {expected} features (F, the last dimension), as the kernel has, got {describe(inputs)}."
         )
+
+
+def step_inputs(name: str, value: Any) -> jax.Array:
+    """The inputs of one step as an array (*batch, F)."""
+    x = array(name, value)
+    if x.ndim < 1:
+        raise ValueError(f"`{name}` must have the shape (*batch, F), got {describe(x)}.")
+    return x
 
 
 def sequence(inputs: Any, *, time_major: bool = False) -> tuple[jax.Array, tuple[int, ...], int]:
@@ -191,32 +235,6 @@ def like(name: str, value: Any, example: Any) -> Any:
     return jax.tree.map(lambda v, e: shaped(name, v, e.shape, "of the cell's state").astype(e.dtype), value, example)
 
 
-def implementation(value: Any) -> None:
-    if value is not None and not (isinstance(value, str) and value in IMPLEMENTATIONS):
-        raise ValueError(f"`implementation` must be None or one of {IMPLEMENTATIONS}, got {describe(value)}.")
-
-
-def sweeping(implementation: Any, chunks: Any, tol: Any, max_sweeps: Any, return_sweeps: bool = False) -> None:
-    """The options of the chunked solver, which no other implementation takes."""
-    for name, value in (("chunks", chunks), ("max_sweeps", max_sweeps)):
-        if value is not None:
-            number = integer(name, value)
-            if number is None:
-                raise TypeError(f"`{name}` must be a positive integer or None, got {describe(value)}.")
-            positive(name, number)
-    if tol is not None:
-        if isinstance(tol, (bool, np.bool_)) or not isinstance(tol, (int, float, np.number)):
-            raise TypeError(f"`tol` must be a positive number or None, got {describe(tol)}.")
-        if not 0 < tol < math.inf:
-            raise ValueError(f"`tol` must be a positive number or None, got {tol!r}.")
-    given = {"chunks": chunks, "tol": tol, "max_sweeps": max_sweeps, "return_sweeps": return_sweeps or None}
-    for name, value in given.items():
-        if value is not None and implementation != "chunked":
-            raise ValueError(
-                f"`{name}`: {value!r} is for implementation='chunked', got {implementation!r}: leave it None."
-            )
-
-
 def flag(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be True or False, got {describe(value)}.")
@@ -256,6 +274,26 @@ def positive(name: str, number: int) -> int:
     return number
 
 
+def positive_or_none(name: str, value: Any) -> None:
+    """A positive whole number, or None for a default."""
+    if value is None:
+        return
+    number = integer(name, value)
+    if number is None:
+        raise TypeError(f"`{name}` must be a positive integer or None, got {describe(value)}.")
+    positive(name, number)
+
+
+def tolerance(name: str, value: Any) -> None:
+    """A positive number, or None for a default."""
+    if value is None:
+        return
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"`{name}` must be a positive number or None, got {describe(value)}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a positive number or None, got {value!r}.")
+
+
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """A shape: integers from 0, or the symbolic ones of `jax.export`."""
     if not isinstance(value, (list, tuple)):
@@ -279,15 +317,16 @@ def key(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be one key of jax.random, as jax.random.key makes, got {describe(value)}.")
 
 
-def seed(value: Any) -> None:
-    """An integer that Keras takes too, or None."""
+def seed(value: Any) -> int | None:
+    """An integer that Keras takes too and fits its keys, or None."""
     if value is None:
-        return
+        return None
     number = integer("seed", value)
     if number is None:
         raise TypeError(f"`seed` must be an integer or None, got {describe(value)}.")
     if not 0 <= number < 2**32:
         raise ValueError(f"`seed` must lie between 0 and 2**32 - 1, got {describe(value)}.")
+    return number
 
 
 def dtype(name: str, value: Any) -> None:

@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flax_srnn.core.tuning import Tuning
+
 # (T, F, U).
 TINY, ONE_FEATURE, WIDE = (7, 2, 4), (6, 1, 5), (5, 6, 12)
+SMALL_BLOCKS = Tuning(block_elements=1, block_steps=3, kernel_elements=72)
+"""Blocks of at most three steps, so that a short sequence has several; inputs of `WIDE` projected a block at a time."""
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus", "silu", "softmax", None)
 
 

@@ -16,11 +16,10 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 
-from flax_srnn import recurrence
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 PARITY = "keras parity"
+collect_ignore = ["typed"]  # read by type checkers, never run
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +58,3 @@ def pytest_terminal_summary(terminalreporter):
             f"{PARITY}: {len(errors)} configurations, worst output error {outputs:.1e}, "
             f"worst gradient error {gradients:.1e}"
         )
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of at most three steps, so that a short sequence has several; inputs of `cases.WIDE` projected a chunk at a time."""
-
-    def forget():
-        for program in (recurrence.run, recurrence.plain):
-            program.clear_cache()
-
-    forget()
-    monkeypatch.setattr(recurrence, "CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(recurrence, "CHUNK_STEPS", 3)
-    monkeypatch.setattr(recurrence, "KERNEL_ELEMENTS", 72)
-    yield
-    forget()

@@ -19,6 +19,8 @@ import flax_srnn
 from flax_srnn import (
     RNN,
     Bidirectional,
+    Chunked,
+    Scan,
     SimpleRNN,
     SimpleRNNCell,
     StackedRNNCells,
@@ -29,11 +31,11 @@ from flax_srnn import (
     dropout_masks,
     init_params,
     keep_constraints,
-    recurrence,
     regularization_loss,
     reset_states,
     simple_rnn,
 )
+from flax_srnn.core import recurrence
 
 HERE = str(Path(flax_srnn.__file__).parent)
 NAN = float("nan")
@@ -154,7 +156,7 @@ CONSTRUCTOR = [
     option(ValueError, "'Scan'", implementation="Scan"),
     option(ValueError, "dtype <U4", implementation=np.array("scan")),
     option(ValueError, "True", implementation=True),
-    option(TypeError, "1 (int)", remat=1),
+    option(ValueError, "class", implementation=Scan),
     option(TypeError, "'x' (str)", seed="x"),
     option(TypeError, "1.5", seed=1.5),
     option(TypeError, "shape (2,)", seed=KEY),
@@ -247,7 +249,12 @@ WRAPPERS = [
         "'scan'",
         lambda: call(layer=LSTM.clone(implementation="scan"), variables=LSTM_VARIABLES),
     ),
-    Case(ValueError, "remat", "True", lambda: call(layer=LSTM.clone(remat=True), variables=LSTM_VARIABLES)),
+    Case(
+        ValueError,
+        "implementation",
+        "'chunked'",
+        lambda: call(layer=LSTM.clone(implementation=Chunked()), variables=LSTM_VARIABLES),
+    ),
 ]
 
 INPUTS = [
@@ -375,7 +382,8 @@ CORE = [
     Case(ValueError, "activation", "shape (2,)", lambda: simple_rnn(PARAMS, X, activation=lambda a: a.sum(-1))),
     Case(ValueError, "activation", "dtype bool", lambda: simple_rnn(PARAMS, X, activation=lambda a: a > 0)),
     Case(ValueError, "activation", "shape (2,)", lambda: call(layer=SimpleRNN(4, activation=lambda a: a.sum(-1)))),
-    Case(TypeError, "remat", "'no'", lambda: simple_rnn(PARAMS, X, remat="no")),
+    Case(TypeError, "remat", "'no'", lambda: simple_rnn(PARAMS, X, implementation=Scan(remat="no"))),
+    Case(TypeError, "remat", "1 (int)", lambda: Scan(1)),
     Case(TypeError, "time_major", "None", lambda: simple_rnn(PARAMS, X, time_major=None)),
     Case(TypeError, "units", "unexpected", lambda: simple_rnn(PARAMS, X, units=4)),
     Case(ValueError, "x", "shape ()", lambda: cell_step(PARAMS, H, 3.0)),
@@ -578,7 +586,7 @@ def no_loop(monkeypatch):
     def loop(*_, **__):
         raise LoopReachedError
 
-    for module, function in ((recurrence, "run"), (recurrence, "plain"), (nn, "scan"), (jax.lax, "scan")):
+    for module, function in ((recurrence, "_run"), (recurrence, "plain"), (nn, "scan"), (jax.lax, "scan")):
         monkeypatch.setattr(module, function, loop)
 
 

@@ -12,16 +12,16 @@ from test_gradients import assert_close, assert_derivative, call, compiled, plai
 
 import flax_srnn
 import flax_srnn.nnx
-from flax_srnn import simple_rnn
+from flax_srnn import Chunked, chunked, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
-EXACT = {"implementation": "chunked", "chunks": 3, "tol": 1e-15}
+EXACT = {"implementation": Chunked(pieces=3, tol=1e-15)}
 EVERYTHING = functools.partial(
     cases.Case, initial_state=True, mask=True, resets=True, input_dropout_mask=True, recurrent_dropout_mask=True
 )
 CASES = [
     cases.Case(),
-    cases.Case(bias=False, learned_state=True, sizes=cases.WIDE),  # 5 steps in 3 chunks: the last holds one
+    cases.Case(bias=False, learned_state=True, sizes=cases.WIDE),  # 5 steps in 3 pieces: the last holds one
     cases.Case(mask=True, activation="silu"),
     cases.Case(resets=True, activation=None),
     cases.Case(go_backwards=True, initial_state=True),
@@ -86,15 +86,14 @@ def outputs_and_gradients(params, inputs, **options):
     return outputs, grads
 
 
-@pytest.mark.parametrize("chunks", [7, None])  # 600 is no multiple of 7
+@pytest.mark.parametrize("pieces", [7, None])  # 600 is no multiple of 7
 @pytest.mark.parametrize(("gain", "activation"), [(0.3, "tanh"), (0.98, None), (1.0, None), (1.8, "tanh")])
-def test_no_network_makes_it_wrong(gain, activation, chunks):
+def test_no_network_makes_it_wrong(gain, activation, pieces):
     """Forgetting, forgetting slowly, never forgetting, chaotic."""
     params, inputs = network(gain, steps=150 if gain > 1 else 600)  # chaos amplifies the rounding of any two programs
     expected = outputs_and_gradients(params, inputs, activation=activation)
-    actual = outputs_and_gradients(
-        params, inputs, activation=activation, implementation="chunked", chunks=chunks, tol=1e-12
-    )
+    solver = Chunked(pieces=pieces, tol=1e-12)
+    actual = outputs_and_gradients(params, inputs, activation=activation, implementation=solver)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * scale), actual, expected)
 
@@ -103,7 +102,7 @@ def test_no_network_makes_it_wrong(gain, activation, chunks):
 def test_the_error_follows_the_tolerance(tol):
     params, inputs = network(0.9)
     expected = outputs_and_gradients(params, inputs)
-    actual = outputs_and_gradients(params, inputs, implementation="chunked", chunks=16, tol=tol)
+    actual = outputs_and_gradients(params, inputs, implementation=Chunked(pieces=16, tol=tol))
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tol * scale), actual, expected)
 
@@ -119,13 +118,14 @@ def test_float32_reaches_the_default_tolerance():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_giving_up_is_seen_in_everything(reverse):
     params, inputs = network(1.0)
-    options = {"activation": None, "go_backwards": reverse, "implementation": "chunked", "chunks": 8}
-    for leaf in jax.tree.leaves(outputs_and_gradients(params, inputs, max_sweeps=7, **options)):
+    options = {"activation": None, "go_backwards": reverse, "implementation": Chunked(pieces=8, max_sweeps=7)}
+    for leaf in jax.tree.leaves(outputs_and_gradients(params, inputs, **options)):
         assert jnp.isnan(leaf).all()
-    final_state, _ = simple_rnn(params, inputs, max_sweeps=7, return_sequences=False, **options)
+    final_state, _ = simple_rnn(params, inputs, return_sequences=False, **options)
     assert jnp.isnan(final_state).all()
     for sweeps in (8, 100):
-        for leaf in jax.tree.leaves(outputs_and_gradients(params, inputs, max_sweeps=sweeps, **options)):
+        options["implementation"] = Chunked(pieces=8, max_sweeps=sweeps)
+        for leaf in jax.tree.leaves(outputs_and_gradients(params, inputs, **options)):
             assert jnp.isfinite(leaf).all()
 
 
@@ -137,9 +137,7 @@ def test_a_backward_pass_alone_that_gives_up_is_seen_in_the_gradients():
         "activation": None,
         "go_backwards": True,
         "keep_order": True,
-        "implementation": "chunked",
-        "chunks": 8,
-        "max_sweeps": 2,
+        "implementation": Chunked(pieces=8, max_sweeps=2),
     }
     outputs, grads = outputs_and_gradients(params, zeros, **options)
     assert (outputs == 0).all()
@@ -155,21 +153,14 @@ def test_nan_in_masked_steps_stays_there():
 
 
 @pytest.mark.parametrize("return_sequences", [False, True])
-def test_the_number_of_sweeps_is_returned(return_sequences):
-    # 600 steps in 16 chunks of 38, of which the last 10 make the guess: 0.2^10 is below the tolerance, 0.9^38 is not.
+def test_the_number_of_sweeps(return_sequences):
+    # 600 steps in 16 pieces of 38, of which the last 10 make the guess: 0.2^10 is below the tolerance, 0.9^38 is not.
     counts = []
     for gain in (0.2, 0.9, 1.0):
         params, inputs = network(gain)
-        *returned, sweeps = simple_rnn(
-            params,
-            inputs,
-            activation=None,
-            implementation="chunked",
-            chunks=16,
-            return_sequences=return_sequences,
-            return_sweeps=True,
-        )
-        assert len(returned) == 2
+        options = {"activation": None, "return_sequences": return_sequences}
+        sweeps = chunked.sweeps(params, inputs, implementation=Chunked(pieces=16), **options)
+        assert sweeps.dtype == jnp.int32
         counts.append(int(sweeps))
     assert counts[0] == 1 < counts[1] < counts[2] == 16
 
@@ -180,7 +171,7 @@ def test_the_number_of_sweeps_is_returned(return_sequences):
 @pytest.mark.parametrize(
     ("rows", "steps", "time_major"), [(0, 5, False), (2, 0, False), (2, 0, True), (2, 1, True), (2, 2, False)]
 )
-def test_no_rows_no_steps_and_fewer_steps_than_chunks(rows, steps, time_major):
+def test_no_rows_no_steps_and_fewer_steps_than_pieces(rows, steps, time_major):
     params, _ = network(0.5)
     inputs = jnp.ones((steps, rows, 3) if time_major else (rows, steps, 3))
     options = {"time_major": time_major, "initial_state": jnp.ones((rows, 8)) / 2}
@@ -197,9 +188,8 @@ def test_vmap_over_networks_that_need_different_numbers_of_sweeps():
     pairs = [network(gain, steps=64) for gain in (0.1, 0.9, 1.5)]
     params, inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
     expected = [outputs_and_gradients(*pair) for pair in pairs]
-    actual = jax.vmap(lambda p, x: outputs_and_gradients(p, x, implementation="chunked", chunks=8, tol=1e-14))(
-        params, inputs
-    )
+    solver = Chunked(pieces=8, tol=1e-14)
+    actual = jax.vmap(lambda p, x: outputs_and_gradients(p, x, implementation=solver))(params, inputs)
     assert_close(actual, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected), 1e-10)
 
 
@@ -225,31 +215,31 @@ def test_layers(family):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"chunks": 0}, ValueError, r"`chunks`.*positive.*0"),
-        ({"chunks": 2.0}, TypeError, r"`chunks` .*positive integer.*2\.0"),
-        ({"chunks": True}, TypeError, r"`chunks` .*positive integer.*True"),
+        ({"pieces": 0}, ValueError, r"`pieces`.*positive.*0"),
+        ({"pieces": 2.0}, TypeError, r"`pieces` .*positive integer.*2\.0"),
+        ({"pieces": True}, TypeError, r"`pieces` .*positive integer.*True"),
         ({"max_sweeps": 0}, ValueError, r"`max_sweeps`.*positive.*0"),
         ({"tol": 0.0}, ValueError, r"`tol` .*positive.*0\.0"),
         ({"tol": -1e-6}, ValueError, r"`tol` .*positive.*-1e-06"),
         ({"tol": float("nan")}, ValueError, r"`tol` .*positive.*nan"),
         ({"tol": "1e-6"}, TypeError, r"`tol` .*positive.*'1e-6'"),
         ({"tol": 1e-17}, ValueError, r"`tol` .*rounding.*float64.*1e-17"),
-        ({"return_sequences": False, "remat": True}, ValueError, r"`remat`.*chunked"),
-        ({"implementation": "scan", "chunks": 2}, ValueError, r"`chunks`.*chunked.*scan"),
-        ({"implementation": None, "tol": 1e-6}, ValueError, r"`tol`.*chunked.*None"),
-        ({"implementation": "scan", "return_sweeps": True}, ValueError, r"`return_sweeps`.*chunked.*scan"),
-        ({"return_sweeps": 1}, TypeError, r"`return_sweeps` .*True or False.*1"),
-        ({"implementation": "autodiff", "max_sweeps": 2}, ValueError, r"`max_sweeps`.*chunked.*autodiff"),
     ],
     ids=str,
 )
 def test_bad_input(options, error, words):
     params, inputs = network(0.5, steps=9)
     with pytest.raises(error, match=words):
-        simple_rnn(params, inputs, **{"implementation": "chunked", **options})
+        simple_rnn(params, inputs, implementation=Chunked(**options))
 
 
 def test_a_tolerance_below_the_rounding_of_float32():
     params, inputs = jax.tree.map(lambda x: x.astype(jnp.float32), network(0.5, steps=9))
     with pytest.raises(ValueError, match=r"`tol` .*rounding.*float32.*1e-08"):
-        simple_rnn(params, inputs, implementation="chunked", tol=1e-8)
+        simple_rnn(params, inputs, implementation=Chunked(tol=1e-8))
+
+
+def test_sweeps_of_another_implementation():
+    params, inputs = network(0.5, steps=9)
+    with pytest.raises(ValueError, match=r"`implementation` .*Chunked.*Scan"):
+        chunked.sweeps(params, inputs, implementation="scan")

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import reference
 
-from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells, cell_step, init_params, simple_rnn
+from flax_srnn import (
+    RNN,
+    Autodiff,
+    Bidirectional,
+    Scan,
+    SimpleRNN,
+    SimpleRNNCell,
+    StackedRNNCells,
+    cell_step,
+    init_params,
+    simple_rnn,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -93,9 +104,9 @@ def test_precision_reaches_every_product(precision, activation):
     """Forward and backward, and in every implementation."""
     params, inputs, arrays, flags, options = EVERYTHING.problem()
     wanted = None if precision is None else jax.lax.Precision(precision)
-    for implementation, remat in (("scan", None), ("scan", True), ("autodiff", None)):
-        settings = options | {"activation": activation, "implementation": implementation, "remat": remat}
-        settings["return_sequences"] = not remat
+    for implementation in (Scan(), Scan(remat=True), Autodiff()):
+        settings = options | {"activation": activation, "implementation": implementation}
+        settings["return_sequences"] = implementation != Scan(remat=True)
 
         def loss(params, settings=settings):
             return total(simple_rnn(params, inputs, **arrays, **flags, **settings, precision=precision))
@@ -116,7 +127,7 @@ def test_strict_promotion(dtype, implementation):
     params, inputs, arrays = cast((params, inputs, arrays), dtype)
     with jax.numpy_dtype_promotion("strict"):
         for activation in ("tanh", "silu", "softmax", "elu", "relu"):
-            for settings in ({}, {"return_sequences": False, "remat": True}, {"time_major": True}):
+            for settings in ({}, {"return_sequences": False, "implementation": Scan(remat=True)}, {"time_major": True}):
                 x = jnp.moveaxis(inputs, 1, 0) if settings.get("time_major") else inputs
                 chosen = options | {"activation": activation, "implementation": implementation} | settings
                 run = functools.partial(simple_rnn, **flags, **chosen)

@@ -13,8 +13,9 @@ import pytest
 import reference
 from jax.flatten_util import ravel_pytree
 
-from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, recurrence, simple_rnn
+from flax_srnn import RNN, Bidirectional, Scan, SimpleRNN, SimpleRNNCell, simple_rnn
 from flax_srnn.benchmark.process import ACTIVATIONS
+from flax_srnn.core.tuning import Tuning
 
 pytestmark = pytest.mark.usefixtures("x64")
 EVERYTHING = cases.Case(
@@ -107,58 +108,57 @@ def test_the_plain_implementation_compiled():
     assert_derivative(problem, grads)
 
 
-# --- chunks and recomputation ------------------------------------------------------------------------------------------
+# --- blocks and recomputation ------------------------------------------------------------------------------------------
 
-CHUNKED = [
+SEVERAL_BLOCKS = [
     replace(sizes=(6, 2, 4)),
     replace(go_backwards=True, activation="silu"),
     replace(sizes=cases.WIDE, time_major=True, activation="softmax", unroll=True),
     replace(sizes=cases.WIDE, time_major=True, mask=False, go_backwards=True),
 ]
-"""Two whole chunks; two and a rest of one step; one and a rest."""
+"""Two whole blocks; two and a rest of one step; one and a rest."""
 
 
-@pytest.mark.parametrize("case", CHUNKED, ids=str)
-def test_several_chunks(case, small_chunks):
+@pytest.mark.parametrize("case", SEVERAL_BLOCKS, ids=str)
+def test_several_blocks(case):
     problem = case.problem()
-    returned, grads = compiled(problem, unroll=case.unroll)
+    returned, grads = compiled(problem, unroll=case.unroll, implementation=Scan(tuning=cases.SMALL_BLOCKS))
     assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
     assert_close(grads, plain(problem)[1], 1e-11)
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("case", CHUNKED[1:3], ids=str)
-def test_recomputed_states(case, remat, small_chunks):
-    """Only the final state is returned: the states between are stored, or one in every chunk is."""
+@pytest.mark.parametrize("case", SEVERAL_BLOCKS[1:3], ids=str)
+def test_recomputed_states(case, remat):
+    """Only the final state is returned: the states between are stored, or one in every block is."""
     problem = dataclasses.replace(case, return_sequences=False).problem()
-    returned, grads = compiled(problem, remat=remat)
+    returned, grads = compiled(problem, implementation=Scan(remat, cases.SMALL_BLOCKS))
     assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
     assert_close(grads, plain(problem)[1], 1e-11)
 
 
-def test_small_chunks_are_several(small_chunks):
-    """The fixture does what the tests above rely on: there is a loop over chunks."""
+def test_small_blocks_are_several():
+    """The tuning does what the tests above rely on: there is a loop over blocks."""
 
-    problem = CHUNKED[0].problem()
-    program = str(jax.make_jaxpr(lambda: gradients(problem))())
+    problem = SEVERAL_BLOCKS[0].problem()
+    small = Scan(tuning=cases.SMALL_BLOCKS)
+    program = str(jax.make_jaxpr(lambda: gradients(problem, implementation=small))())
     assert set(re.findall(r"\blength=(\d+)", program)) == {"2", "3"}
 
 
-def test_large_states_are_recomputed(monkeypatch):
+def test_large_states_are_recomputed():
     """Without a word from the user the size decides, and recomputing takes less memory."""
     problem = cases.Case(batch=(8,), sizes=(4096, 2, 64), return_sequences=False).problem()
 
-    def memory(remat):
-        recurrence.run.clear_cache()
-        program = jax.jit(functools.partial(gradients, problem, remat=remat)).lower(problem[:3]).compile()
+    def memory(**options):
+        run = functools.partial(gradients, problem, implementation=Scan(**options))
+        program = jax.jit(run).lower(problem[:3]).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    stored, recomputed = memory(False), memory(True)
+    stored, recomputed = memory(remat=False), memory(remat=True)
     assert recomputed < stored / 2
-    assert memory(None) == stored
-    monkeypatch.setattr(recurrence, "CHECKPOINT_BYTES", 1e6)
-    assert memory(None) == recomputed
-    recurrence.run.clear_cache()
+    assert memory() == stored
+    assert memory(tuning=Tuning(checkpoint_bytes=10**6)) == recomputed
 
 
 # --- higher derivatives and forward mode -------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def flat_loss(problem, **options):
 @pytest.mark.parametrize("case", SECOND_ORDER, ids=str)
 def test_second_derivatives(case, remat):
     problem = case.problem()
-    loss, vector = flat_loss(problem, remat=remat)
+    loss, vector = flat_loss(problem, implementation=Scan(remat))
     plain_loss, _ = flat_loss(problem, implementation="autodiff")
     expected = jax.jit(jax.hessian(plain_loss))(vector)
     assert np.abs(expected).max() > 0.1

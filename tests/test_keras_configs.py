@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import keras
@@ -190,8 +191,8 @@ def test_configurations_that_cannot_be_represented(config, match):
         (flax_srnn.SimpleRNN(3, initial_state_initializer="zeros"), ValueError, "initial_state_initializer"),
         (flax_srnn.SimpleRNN(3, unroll=4), ValueError, "unroll"),
         (flax_srnn.SimpleRNN(3, dtype=jnp.float32, param_dtype=jnp.float16), ValueError, "dtype"),
-        (flax_srnn.RNN(flax_srnn.layers.nn.GRUCell(3)), ValueError, "GRUCell"),
-        (flax_srnn.layers.nn.Dense(3), TypeError, "`layer`"),
+        (flax_srnn.RNN(nn.GRUCell(3)), ValueError, "GRUCell"),
+        (nn.Dense(3), TypeError, "`layer`"),
         (3, TypeError, "`layer`"),
     ],
 )

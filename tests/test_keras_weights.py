@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import flax.linen as nn
 import h5py
 import jax
 import jax.numpy as jnp
@@ -220,7 +221,7 @@ def test_save_weights_refuses(tmp_path):
     path = tmp_path / "a.weights.h5"
     cell = flax_srnn.SimpleRNNCell(3)
     learned = flax_srnn.SimpleRNN(3, initial_state_initializer="zeros")
-    lstm = flax_srnn.RNN(flax_srnn.layers.nn.LSTMCell(3))
+    lstm = flax_srnn.RNN(nn.LSTMCell(3))
     params = variables["params"]
     for error, match, arguments in [
         (ValueError, "must end in '.weights.h5'", (tmp_path / "a.h5", layer, variables)),

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 import flax_srnn
-from flax_srnn import chunked, recurrence, simple_rnn, truncated
+from flax_srnn import Chunked, Scan, simple_rnn, truncated
+from flax_srnn.core.cell import Cell
+from flax_srnn.core.parallel_in_time import solve
+from flax_srnn.core.problem import Problem
 
-SHAPES = {"one chunk": (2, 50, 16, 16), "chunks": (1, 40_000, 3, 16), "one row": (1, 50, 5, 16)}  # B, T, F, U
+SHAPES = {"one block": (2, 50, 16, 16), "blocks": (1, 40_000, 3, 16), "one row": (1, 50, 5, 16)}  # B, T, F, U
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 WRITERS = ("dynamic-update-slice", "parameter", "get-tuple-element", "tuple", "bitcast", "while", "call")
 
@@ -127,7 +130,11 @@ UNIT = 4 * 8 * 100_000 * 128
 
 @pytest.mark.parametrize(
     ("options", "limit"),
-    [({}, 2.05), ({"return_sequences": False}, 0.02), ({"return_sequences": False, "remat": False}, 1.05)],
+    [
+        ({}, 2.05),
+        ({"return_sequences": False}, 0.02),
+        ({"return_sequences": False, "implementation": Scan(remat=False)}, 1.05),
+    ],
     ids=["all outputs", "last output", "last output, stored"],
 )
 def test_training_on_a_hundred_thousand_steps_keeps_no_more_than_it_needs(options, limit):
@@ -198,12 +205,10 @@ def test_the_implementation_that_was_named_runs(implementation, hand_written, sw
 @pytest.mark.parametrize(("scale", "expected"), [(0.9, 1), (8.0, 16)], ids=["forgets", "chaotic"])
 def test_the_chunked_solver_sweeps_as_often_as_it_must(scale, expected):
     orthogonal = jax.random.orthogonal(jax.random.key(0), 32)
-    operands = recurrence.Operands(
-        kernel=jax.random.normal(jax.random.key(1), (4, 32)),
-        recurrent_kernel=scale * orthogonal,
-        bias=None,
+    problem = Problem(
+        Cell(jax.random.normal(jax.random.key(1), (4, 32)), scale * orthogonal),
         inputs=jax.random.normal(jax.random.key(2), (1, 4096, 4)),
         initial_state=jnp.zeros((1, 32)),
     )
-    *_, sweeps = chunked.solve(recurrence.Options(jnp.tanh), operands, chunks=16)
+    *_, sweeps = solve(Chunked(pieces=16), problem)
     assert int(sweeps) == expected

@@ -13,7 +13,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, simple_rnn
+from flax_srnn import RNN, Bidirectional, Scan, SimpleRNN, SimpleRNNCell, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
@@ -153,9 +153,10 @@ def test_shard_map(name, implementation, mesh):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_shard_map_of_several_chunks(remat, mesh, small_chunks):
-    same(*data_parallel(SHARDED, mesh))
-    same(*data_parallel(CASES["last output"], mesh, remat=remat))
+def test_shard_map_of_several_blocks(remat, mesh):
+    small = Scan(remat, cases.SMALL_BLOCKS)
+    same(*data_parallel(SHARDED, mesh, implementation=small))
+    same(*data_parallel(CASES["last output"], mesh, implementation=small))
 
 
 def test_shard_map_with_gradients_summed_by_hand(mesh):

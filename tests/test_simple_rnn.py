@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 
-from flax_srnn import cell_step, compute_mask, simple_rnn
+from flax_srnn import Scan, cell_step, compute_mask, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
@@ -57,17 +57,18 @@ def test_random_combinations_equal_the_oracle(case):
         assert_same(call(simple_rnn, problem, implementation="autodiff"), expected)
 
 
-CHUNKED = [
+SEVERAL_BLOCKS = [
     cases.Case(sizes=(6, 2, 4), mask=True, resets=True),
     cases.Case(sizes=(7, 2, 4), mask=True, resets=True, go_backwards=True),
     cases.Case(sizes=(8, 6, 12), time_major=True, initial_state=True, return_sequences=False, unroll=2),
 ]
 
 
-@pytest.mark.parametrize("case", CHUNKED, ids=str)
-def test_several_chunks_equal_the_oracle(case, small_chunks):
+@pytest.mark.parametrize("case", SEVERAL_BLOCKS, ids=str)
+def test_several_blocks_equal_the_oracle(case):
     problem = case.problem()
-    assert_same(compiled(problem, unroll=case.unroll), call(reference.simple_rnn, problem))
+    small = Scan(tuning=cases.SMALL_BLOCKS)
+    assert_same(compiled(problem, unroll=case.unroll, implementation=small), call(reference.simple_rnn, problem))
 
 
 @pytest.mark.parametrize("activation", ["tanh", "softmax"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_gradients import assert_close
 
-from flax_srnn import init_params, simple_rnn
+from flax_srnn import Chunked, init_params, simple_rnn
 from flax_srnn.truncated import truncated_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -79,7 +79,7 @@ def test_a_loss_reaches_back_to_the_start_of_its_piece():
     assert (jnp.abs(reach).sum(-1) > 0).tolist() == [8 <= t <= 9 for t in range(11)]
 
 
-@pytest.mark.parametrize("kind", [{"implementation": "chunked", "chunks": 2, "tol": 1e-15}, {"precision": "highest"}])
+@pytest.mark.parametrize("kind", [{"implementation": Chunked(pieces=2, tol=1e-15)}, {"precision": "highest"}])
 def test_options_are_passed_on(kind):
     given, _, _ = arguments(CASES[0])
     actual, expected = (values_and_gradients(truncated_rnn, given, 4, **options) for options in (kind, {}))

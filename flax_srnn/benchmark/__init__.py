@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flax_srnn import atomic, lookup
+from flax_srnn import atomic, identifiers
 from flax_srnn.benchmark import process, report
 from flax_srnn.benchmark.peers import PEERS
 from flax_srnn.benchmark.process import GRID, OTHER, MeasurementError, Plan, Record, Shape
@@ -120,7 +120,7 @@ def _read(arguments: argparse.Namespace) -> Job:
 def _names(text: str | None, table: Mapping[str, object], argument: str) -> list[str]:
     names = list(table) if text is None else text.split(",")
     for name in names:
-        lookup.find(table, name, argument)
+        identifiers.find(table, name, argument)
     return [name for name in table if name in names]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flax_srnn.lookup import did_you_mean
+from flax_srnn.identifiers import did_you_mean
 
 __all__ = ["SunspotsConfig", "bundled", "load_config", "settings"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flax_srnn import lookup, validation
+from flax_srnn import identifiers, validation
 from flax_srnn.interop.keras.config import activation, dtypes_of
 
 __all__ = ["MAX_DIMENSION", "Arguments"]
@@ -49,7 +49,7 @@ class Arguments:
         return value
 
     def number(self, name: str, default: float | None = None, **bounds: float) -> float:
-        return lookup.number(name, self.take(name, default), **bounds)
+        return identifiers.number(name, self.take(name, default), **bounds)
 
     def size(self, name: str) -> int:
         value = self.take(name)

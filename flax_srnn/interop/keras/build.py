@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from flax_srnn import lookup, states, validation
+from flax_srnn import Bidirectional, identifiers, validation
 from flax_srnn.interop.keras import structure, weights
 from flax_srnn.interop.keras.arguments import MAX_DIMENSION, Arguments
 from flax_srnn.interop.keras.config import layer_from
 from flax_srnn.interop.keras.layers import LAYERS
 from flax_srnn.interop.keras.model import Sequential
-from flax_srnn.layers import Bidirectional
+from flax_srnn.layers import states
 
 __all__ = ["MAX_LAYERS", "MAX_UNROLLED_STEPS", "sequential", "variables_for"]
 
@@ -44,7 +44,7 @@ def sequential(config: Mapping[str, Any], keras_2: bool | None) -> Sequential:
 
 
 def _model(config: Mapping[str, Any], keras_2: bool | None) -> Sequential:
-    kind, given = lookup.parse({key: value for key, value in config.items() if key not in _BESIDE}, "model")
+    kind, given = identifiers.parse({key: value for key, value in config.items() if key not in _BESIDE}, "model")
     if kind != "Sequential":
         raise ValueError(f"a model of the class {kind!r} cannot be represented: only Sequential ones.")
     configs = given["layers"]
@@ -63,7 +63,7 @@ _BESIDE = ("compile_config", "name", "inbound_nodes")
 def _layer(config: Mapping[str, Any], keras_2: bool | None, steps: int | None) -> nn.Module:
     name = config["config"].get("name")
     try:
-        kind, given = lookup.parse({key: value for key, value in config.items() if key not in _BESIDE}, "layer")
+        kind, given = identifiers.parse({key: value for key, value in config.items() if key not in _BESIDE}, "layer")
         if kind == "Sequential":
             return _model(config, keras_2)
         if kind in _RECURRENT:

@@ -15,8 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_srnn import activations, constraints, initializers, lookup, regularizers
-from flax_srnn.layers import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells
+from flax_srnn import (
+    RNN,
+    Bidirectional,
+    SimpleRNN,
+    SimpleRNNCell,
+    StackedRNNCells,
+    activations,
+    constraints,
+    identifiers,
+    initializers,
+    regularizers,
+)
 
 __all__ = ["CLASSES", "activation", "cells_of", "dtypes_of", "from_config", "layer_from", "to_config"]
 
@@ -80,7 +90,7 @@ def layer_from(config: Mapping[str, Any], keras_2: bool | None) -> Any:
     """`from_config`, where it may be known whether tf.keras 2 wrote the configuration: None if it is not."""
     if not isinstance(config, Mapping):
         raise TypeError(f"`config` must be the configuration of a Keras layer, a mapping, got {config!r}.")
-    kind, given = lookup.parse(config, "config")
+    kind, given = identifiers.parse(config, "config")
     if kind not in CLASSES:
         raise ValueError(f"`config` is of the class {kind!r}; only {', '.join(CLASSES)} can be represented.")
     given = {key: value for key, value in given.items() if key not in _ABOUT_INPUTS}

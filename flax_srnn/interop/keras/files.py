@@ -14,11 +14,11 @@ import numpy as np
 from flax import serialization, traverse_util
 from flax.core import meta
 
-from flax_srnn import atomic, states
+from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, atomic
 from flax_srnn.interop.keras import build, model_files, reading, structure, weights
 from flax_srnn.interop.keras.config import cells_of
 from flax_srnn.interop.keras.model import Sequential
-from flax_srnn.layers import RNN, Bidirectional, SimpleRNN, SimpleRNNCell
+from flax_srnn.layers import states
 
 __all__ = ["convert", "load_model", "load_weights", "save_weights"]
 

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flax_srnn import activations, lookup, validation
+from flax_srnn import activations, identifiers, validation
 from flax_srnn.interop.keras.arguments import Arguments
 
 __all__ = ["LAYERS", "Masked"]
@@ -44,7 +44,7 @@ class TimeDistributed(Dense):
 
     @classmethod
     def read(cls, given: Arguments) -> Self:
-        kind, inner = lookup.parse(given.take("layer"), "layer")
+        kind, inner = identifiers.parse(given.take("layer"), "layer")
         if kind != "Dense":
             raise ValueError(f"TimeDistributed of the class {kind!r} cannot be represented, only of Dense.")
         given.expect_nothing_left()

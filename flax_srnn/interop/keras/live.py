@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_srnn import states
+from flax_srnn import SimpleRNNCell, StackedRNNCells
 from flax_srnn.interop.keras import structure, weights
 from flax_srnn.interop.keras.config import layer_from
-from flax_srnn.layers import SimpleRNNCell, StackedRNNCells
+from flax_srnn.layers import states
 
 __all__ = ["from_keras"]
 

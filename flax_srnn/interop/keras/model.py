@@ -11,10 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flax_srnn import validation
+from flax_srnn import RNN, Bidirectional, SimpleRNN, validation
 from flax_srnn.interop.keras.layers import Masked
 from flax_srnn.interop.keras.structure import Layer
-from flax_srnn.layers import RNN, Bidirectional, SimpleRNN
 
 __all__ = ["Sequential"]
 

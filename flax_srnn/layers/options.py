@@ -12,7 +12,7 @@ import math
 import operator
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,23 @@ import numpy as np
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
-from flax_srnn import activations, cell, constraints, initializers, regularizers, validation
+from flax_srnn import activations, constraints, initializers, regularizers, validation
+from flax_srnn.core import implementations, sequence
+
+__all__ = [
+    "BidirectionalOptions",
+    "CellOptions",
+    "MergeMode",
+    "RNNOptions",
+    "SimpleRNNOptions",
+    "check",
+    "check_directions",
+    "hashable",
+    "merge",
+    "of_sequence",
+]
+
+MergeMode: TypeAlias = Literal["concat", "sum", "ave", "mul"] | None
 
 
 @dataclasses.dataclass
@@ -89,32 +105,16 @@ class CellOptions:
             return None
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32("/".join(path).encode()))
 
-    def masks(self, key: jax.Array | None, inputs: jax.Array, batch: tuple[int, ...]) -> dict[str, Any]:
-        """Both dropout masks as arguments of `cell_step` and `simple_rnn`; none without a key."""
-        if key is None:
-            return {}
-        floating = jnp.issubdtype(inputs.dtype, jnp.floating)
-        drawn = cell.dropout_masks(
-            key,
-            batch,
-            inputs.shape[-1],
-            int(self.units),
-            dropout=self.dropout,
-            recurrent_dropout=self.recurrent_dropout,
-            dtype=inputs.dtype if floating else self.param_dtype,
-        )
-        return dict(zip(("input_dropout_mask", "recurrent_dropout_mask"), drawn, strict=True))
-
 
 @dataclasses.dataclass
-class CellsOption:
+class _CellsOption:
     """The cells that an `RNN` drives: one, or a list of them."""
 
     cell: Any
 
 
 @dataclasses.dataclass
-class ActivityOption:
+class _ActivityOption:
     """The penalty on what a layer returns."""
 
     activity_regularizer: Any = None
@@ -129,7 +129,7 @@ class ActivityOption:
 
 
 @dataclasses.dataclass
-class SequenceOptions:
+class _SequenceOptions:
     """Keras's flags of every recurrent layer."""
 
     return_sequences: bool = False
@@ -141,27 +141,23 @@ class SequenceOptions:
 
 
 @dataclasses.dataclass
-class InitialStateOption:
+class _InitialStateOption:
     """The initializer of a learned initial state."""
 
     initial_state_initializer: Any = None
 
 
 @dataclasses.dataclass
-class LayoutOptions:
+class _LayoutOptions:
     """Where `simple_rnn` can do more than Keras; the arguments are explained there."""
 
     time_major: bool = False
     keep_order: bool = False
-    implementation: str | None = None
-    remat: bool | None = None
-    chunks: int | None = None
-    tol: float | None = None
-    max_sweeps: int | None = None
+    implementation: implementations.Choice = None
 
 
 @dataclasses.dataclass
-class SimpleRNNOptions(LayoutOptions, InitialStateOption, SequenceOptions, ActivityOption, CellOptions):
+class SimpleRNNOptions(_LayoutOptions, _InitialStateOption, _SequenceOptions, _ActivityOption, CellOptions):
     """All arguments of `SimpleRNN`, in order."""
 
     def parameters(self, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -173,7 +169,7 @@ class SimpleRNNOptions(LayoutOptions, InitialStateOption, SequenceOptions, Activ
 
 
 @dataclasses.dataclass
-class RNNOptions(LayoutOptions, ActivityOption, SequenceOptions, CellsOption):
+class RNNOptions(_LayoutOptions, _ActivityOption, _SequenceOptions, _CellsOption):
     """All arguments of `RNN`, in order."""
 
 
@@ -182,13 +178,12 @@ class BidirectionalOptions:
     """All arguments of `Bidirectional`, in order."""
 
     layer: Any
-    merge_mode: str | None = "concat"
+    merge_mode: MergeMode = "concat"
     backward_layer: Any = None
 
 
-MERGE_MODES = ("concat", "sum", "ave", "mul", None)
-_FLAGS = ("use_bias", "return_sequences", "return_state", "go_backwards", "stateful", "zero_output_for_mask")
-_LAYOUT_FLAGS = ("time_major", "keep_order")
+_MERGE_MODES = (*get_args(get_args(MergeMode)[0]), None)
+_FLAGS = ("use_bias", "return_state", "stateful")
 
 
 def check(options: Any) -> None:
@@ -199,9 +194,8 @@ def check(options: Any) -> None:
       ValueError: a value out of range, or an unknown name.
     """
     fields = {field.name for field in dataclasses.fields(options)}
-    for name in (*_FLAGS, *_LAYOUT_FLAGS):
-        if name in fields:
-            validation.flag(name, getattr(options, name))
+    for name in fields.intersection(_FLAGS):
+        validation.flag(name, getattr(options, name))
     if "units" in fields:
         validation.units(options.units)
         activations.get(options.activation)
@@ -217,16 +211,21 @@ def check(options: Any) -> None:
             if name.endswith(suffix) and getattr(options, name) is not None:
                 module.get(getattr(options, name), argument=name)
     if "unroll" in fields:
-        validation.unroll(options.unroll)
-    if "implementation" in fields:
-        validation.implementation(options.implementation)
-        validation.sweeping(options.implementation, options.chunks, options.tol, options.max_sweeps)
-    if "remat" in fields and options.remat is not None:
-        validation.flag("remat", options.remat)
+        sequence.check_options(_of_sequence(options))
     if "merge_mode" in fields:
         mode = options.merge_mode
-        if not (mode is None or (isinstance(mode, str) and mode in MERGE_MODES)):
-            raise ValueError(f"`merge_mode` must be one of {MERGE_MODES}, got {validation.describe(mode)}.")
+        if not (mode is None or (isinstance(mode, str) and mode in _MERGE_MODES)):
+            raise ValueError(f"`merge_mode` must be one of {_MERGE_MODES}, got {validation.describe(mode)}.")
+
+
+def of_sequence(options: Any) -> sequence.Options:
+    """What a layer's options, checked when it was made, say about processing a sequence."""
+    given = _of_sequence(options)
+    return sequence.Options(**{**given, "implementation": implementations.get(given["implementation"])})
+
+
+def _of_sequence(options: Any) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(sequence.Options)}
 
 
 def hashable(options: Any) -> dict[str, Any]:

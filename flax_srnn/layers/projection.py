@@ -1,88 +1,18 @@
-"""What Optax needs of the layers: constraints as the last transformation of a chain, and the sum of the penalties."""
+"""Constraints as the last transformation of an Optax chain, for the parameters of both families."""
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax.core import meta
 
-from flax_srnn import layers, linen_cells, validation
+from flax_srnn import validation
 
-
-def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
-    """The sum of all penalties that the layers sowed, a scalar; 0 if there are none.
-
-    Args:
-      variables: what `apply(..., mutable=["losses"])` returned beside the output.
-
-    Raises:
-      TypeError: `variables` is no mapping.
-
-    >>> layer = layers.SimpleRNN(2, kernel_initializer="ones", kernel_regularizer="l2")
-    >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 3, 5)))
-    >>> _, mutated = layer.apply(variables, jnp.ones((1, 3, 5)), mutable=["losses"])
-    >>> round(float(regularization_loss(mutated)), 3)
-    0.1
-    """
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
-    penalties = jax.tree.leaves(variables.get(linen_cells.PENALTIES, {}))
-    # A layer under `nn.vmap` or `nn.scan` has one penalty for every copy.
-    scalars = [validation.array("variables['losses']", penalty).sum() for penalty in penalties]
-    return functools.reduce(operator.add, scalars) if scalars else jnp.zeros(())
-
-
-def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The constraints of all layers in `model`, as a tree like `variables["params"]` with only the constrained parameters.
-
-    Args:
-      model: a layer, or any Flax module that contains some.
-      *args, **kwargs: as for `model.init`. The model is traced once, nothing is computed.
-
-    Raises:
-      TypeError: `model` is no Flax module.
-      ValueError: a constrained parameter is stacked by `nn.vmap` or `nn.scan`, so that the constraint would act across the
-        stack.
-
-    >>> layer = layers.SimpleRNN(2, kernel_constraint="non_neg")
-    >>> collect_constraints(layer, jax.random.key(0), jnp.ones((1, 3, 5)))
-    {'kernel': NonNeg()}
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a flax.linen.Module, got {validation.describe(model)}.")
-    tree: dict[str, Any] = {}
-    shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
-
-    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if context.method_name == "declare" and isinstance(module, (layers.SimpleRNNCell, layers.SimpleRNN)):
-            found = module.constraints()
-            if found:
-                node = tree
-                for name in module.path:
-                    node = node.setdefault(name, {})
-                node.update(found)
-                table = module.parameters(*args)
-                shapes.update({(*module.path, name): table[name][1] for name in found})
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(intercept):
-        variables = jax.eval_shape(lambda: model.init(*args, **kwargs))
-    for path, box in jax.tree_util.tree_leaves_with_path(variables.get("params", {}), is_leaf=_is_box):
-        place, (leaf,) = _place(path), jax.tree.leaves(box)
-        if shapes.get(place, leaf.shape) != leaf.shape:
-            raise ValueError(
-                f"`model` stacks the constrained parameter {'/'.join(place)}: {shapes[place]} for one layer, got {leaf.shape}. "
-                "Leave the constraint out there, and give `keep_constraints` one of your own for the whole stack."
-            )
-    return tree
+__all__ = ["apply_constraints", "keep_constraints", "leaves_by_place"]
 
 
 def apply_constraints(params: Any, tree: Mapping[str, Any]) -> Any:
@@ -186,6 +116,13 @@ def _by_path(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[
                 "flax_srnn.constraints.get makes one of a name."
             )
     return found
+
+
+def leaves_by_place(params: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The names on the way to every parameter, and the parameter without its box."""
+    for path, box in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_box):
+        (leaf,) = jax.tree.leaves(box)
+        yield _place(path), leaf
 
 
 def _is_box(x: Any) -> bool:

@@ -15,6 +15,8 @@ from flax.core import meta
 
 from flax_srnn import validation
 
+__all__ = ["COLLECTION", "NAME", "reset_states"]
+
 COLLECTION, NAME = "carry", "states"
 
 

@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_srnn import forward, options, validation
+from flax_srnn import validation
+from flax_srnn.core.sequence import Steps
+from flax_srnn.layers import driving, options
+from flax_srnn.layers.driving import Start
+
+__all__ = ["Checked", "SimpleCellModule", "SimpleRNNCell", "StackedRNNCells", "drive_any", "listed", "plain"]
 
 
 class Checked(nnx.Module):
@@ -42,6 +47,12 @@ class _InFeatures:
 class SimpleCellModule(Checked, options.CellOptions, _InFeatures):
     """What `SimpleRNNCell` and `SimpleRNN` share: the parameters, and the keys for dropout."""
 
+    # Those that the options ask for are there.
+    kernel: nnx.Param[jax.Array]
+    recurrent_kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array]
+    initial_state: nnx.Param[jax.Array]
+
     def make(self, rngs: nnx.Rngs) -> None:
         """Checks the arguments and makes all variables."""
         self.check()
@@ -64,6 +75,18 @@ class SimpleCellModule(Checked, options.CellOptions, _InFeatures):
         """All parameters."""
         return {name: getattr(self, name)[...] for name in self.parameters(self.in_features)}
 
+    def weights(self, x: jax.Array) -> validation.Weights:
+        """All parameters, for inputs x; a user may have set them anew."""
+        found = validation.weights(self.params())
+        validation.features(x, found.kernel.shape[0])
+        return found
+
+    def drive(
+        self, training: bool | None, path: tuple[str, ...], steps: Steps, start: Start
+    ) -> tuple[Any, Any, jax.Array]:
+        """This module over a sequence, see `driving.Drive`."""
+        return driving.drive_simple(self, self.weights(steps.inputs), self.key(training, path), steps, start)
+
     def key(self, training: bool | None, path: tuple[str, ...] = ()) -> jax.Array | None:
         """The dropout key of a call; None where nothing is dropped. `path` tells cells with equal seeds apart."""
         if not self.drops(not self.deterministic if training is None else training):
@@ -78,9 +101,25 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
     A `flax.nnx.RNNCellBase`: it works in `flax.nnx.RNN` too, which draws other dropout masks at every step, unless told
     otherwise by its `broadcast_rngs`.
 
+    Parameters, `nnx.Param`s: `kernel` W (F, U), `recurrent_kernel` U (U, U) and, with `use_bias`, `bias` b (U,).
+
     Args:
       in_features: F.
-      units, …, precision: as of the Linen cell, `flax_srnn.SimpleRNNCell`.
+      units: U, a positive integer.
+      activation: a Keras name, a Keras config, a callable (…, U) -> (…, U), or None (linear).
+      use_bias: whether there is a bias.
+      kernel_initializer, recurrent_initializer, bias_initializer: of the parameters (F, U), (U, U), (U,): a Keras name, a
+        Keras config, or a callable (key, shape, dtype) -> array.
+      kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on them, a Keras name, a Keras config, a
+        callable array -> scalar, or None; `flax_srnn.nnx.regularization_loss` sums them.
+      kernel_constraint, recurrent_constraint, bias_constraint: projections of them, a Keras name, a Keras config, a
+        callable array -> array, or None. They change nothing here: `flax_srnn.nnx.collect_constraints` finds them for `keep_constraints`.
+      dropout, recurrent_dropout: the fraction of inputs and of states dropped in training, from 0 to 1; one mask for all
+        steps of a call.
+      seed: an integer that stands in for the stream "dropout" of `rngs` where there is none; it draws the same masks in every call.
+      dtype: of the computation, None for the common one of parameters and inputs.
+      param_dtype: of the parameters.
+      precision: of the matrix products, as in `jax.numpy.dot`.
       rngs: for the parameters, and, if there is dropout, for its masks. `seed` is used where there is no stream "dropout".
 
     Raises:
@@ -102,14 +141,13 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
         """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t); `training` overrides `train()` and `eval()`."""
         if training is not None:
             validation.flag("training", training)
-        x = forward.step_inputs(inputs)
-        validation.features(x, self.in_features)
-        return forward.step(self, self.params(), carry, x, self.key(training))
+        x = validation.step_inputs("inputs", inputs)
+        return driving.step(self, self.weights(x), carry, x, self.key(training))
 
     # Without Flax's `carry_init`: the state starts from zeros, as in Keras.
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]
         """Zeros (*batch, U) for inputs of `input_shape` (*batch, F)."""
-        return forward.zero_carry(self, input_shape)
+        return driving.zero_carry(self, input_shape)
 
     @property
     def num_feature_axes(self) -> int:
@@ -135,35 +173,32 @@ class StackedRNNCells(Checked, nnx.RNNCellBase):
     cells: Any
 
     def __post_init__(self) -> None:
-        forward.check_cells("cells", plain(self.cells), nnx.RNNCellBase, "flax.nnx", alone=False)
+        driving.check_cells("cells", plain(self.cells), nnx.RNNCellBase, "flax.nnx", alone=False)
 
     def __call__(self, carry: Any, inputs: Any, *, training: bool | None = None) -> tuple[tuple[Any, ...], jax.Array]:
         """(one state a cell, x_t (*batch, F)) -> (the new states, the last cell's output)."""
-        steps = [functools.partial(cell, **forward.training_keyword(cell, training)) for cell in self.cells]
-        return forward.stacked_step(steps, carry, inputs)
+        steps = [functools.partial(cell, **driving.training_keyword(cell, training)) for cell in self.cells]
+        return driving.stacked_step(steps, carry, inputs)
 
     # Without Flax's `carry_init`, which would be one for states of different kinds.
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> tuple[Any, ...]:  # type: ignore[override]
         """One initial state a cell for inputs of `input_shape` (*batch, F)."""
-        carry = []
-        for cell in self.cells:
-            state = cell.initialize_carry(input_shape, nnx.Rngs(0) if rngs is None else rngs)
-            carry.append(state)
-            input_shape = _step_output(cell, state, jax.ShapeDtypeStruct(input_shape, jnp.float32)).shape
-        return tuple(carry)
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        makers = [functools.partial(cell.initialize_carry, rngs=rngs) for cell in self.cells]
+        return driving.stacked_carry(
+            makers, [functools.partial(_step_output, cell) for cell in self.cells], input_shape
+        )
 
     @property
     def num_feature_axes(self) -> int:
         return 1
 
 
-def scan_cell(
-    cell: nnx.RNNCellBase, training: bool | None, x: jax.Array, batch: tuple[int, ...], start: Any, **arguments: Any
-) -> tuple[Any, Any, jax.Array]:
-    """Any NNX cell over a sequence: (initial state, final state, outputs)."""
-    shape = (*batch, x.shape[-1])
+def drive_any(cell: nnx.RNNCellBase, training: bool | None, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
+    """Any NNX cell over a sequence, see `driving.Drive`."""
+    x, shape = steps.inputs, (*steps.batch, steps.inputs.shape[-1])
     initial = cell.initialize_carry(shape, nnx.Rngs(0))
-    keywords = forward.training_keyword(cell, training)
+    keywords = driving.training_keyword(cell, training)
     parts: Any = nnx.split(cell, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     graph, params, rngs, sown, rest = parts
 
@@ -185,7 +220,7 @@ def scan_cell(
         return carry, jnp.moveaxis(outputs, 0, axes[0])
 
     output = _step_output(cell, initial, jax.ShapeDtypeStruct(shape, x.dtype))
-    return forward.any_drive(type(cell).__name__, initial, output, scan, x, batch, start, **arguments)
+    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start)
 
 
 def _step_output(cell: nnx.RNNCellBase, state: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

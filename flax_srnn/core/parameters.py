@@ -1,81 +1,16 @@
-"""One time step of the simple RNN (Elman 1990), and the values it needs: parameters and dropout masks.
-
-    h_t = act((x_t ∘ d_x) W + b + (h_{t-1} ∘ d_h) U)
-
-Everything else in this library drives this function over time or stores its arguments.
-"""
+"""The values that a step needs, made fresh: parameters and dropout masks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
-from flax_srnn import activations, initializers, validation
+from flax_srnn import initializers, validation
 
-
-def cell_step(
-    params: Mapping[str, Any],
-    state: ArrayLike,
-    x: ArrayLike,
-    *,
-    activation: Any = "tanh",
-    input_dropout_mask: ArrayLike | None = None,
-    recurrent_dropout_mask: ArrayLike | None = None,
-    precision: jax.lax.PrecisionLike = None,
-) -> tuple[jax.Array, jax.Array]:
-    """One step: h_t = act((x_t ∘ d_x) W + b + (h_{t-1} ∘ d_h) U); the output is the new state.
-
-    It has the signature that `jax.lax.scan` asks for, so a whole sequence (`xs` time-major) is
-    ``jax.lax.scan(functools.partial(cell_step, params), h0, xs)``.
-
-    Args:
-      params: mapping with "kernel" W (F, U), "recurrent_kernel" U (U, U) and, if there is a bias, "bias" b (U,).
-      state: h_{t-1}, (*batch, U).
-      x: x_t, (*batch, F).
-      activation: a Keras name, a Keras config, a callable, or None (linear).
-      input_dropout_mask: d_x, exactly (*batch, F), scaled by 1/(1 - rate) already (`dropout_masks` makes it).
-      recurrent_dropout_mask: d_h, exactly (*batch, U).
-      precision: of the two matrix products, as in `jax.numpy.dot`.
-
-    Returns:
-      (new_state, output), both h_t (*batch, U).
-
-    Raises:
-      TypeError: an argument is no array of real numbers, or `params` no mapping.
-      ValueError: a shape does not fit, `params` has a missing or an unknown key, or `activation` is unknown.
-
-    Source: Keras `SimpleRNNCell`; J. Elman, "Finding structure in time", Cognitive Science 14 (1990).
-
-    >>> params = {"kernel": jnp.ones((1, 2)), "recurrent_kernel": jnp.eye(2)}
-    >>> new_state, output = cell_step(params, jnp.array([1.0, 2.0]), jnp.array([3.0]), activation=None)
-    >>> output.tolist()
-    [4.0, 5.0]
-    """
-    w = validation.weights(params)
-    function = activations.get(activation)
-    validation.precision(precision)
-    x = validation.array("x", x)
-    if x.ndim < 1:
-        raise ValueError(f"`x` must have the shape (*batch, F), got {validation.describe(x)}.")
-    validation.features(x, w.kernel.shape[0], "x")
-    hidden = (*x.shape[:-1], w.kernel.shape[1])
-    state = validation.shaped("state", state, hidden, "(*batch, U)")
-    if input_dropout_mask is not None:
-        x = x * validation.shaped("input_dropout_mask", input_dropout_mask, x.shape, "(*batch, F)")
-    recurrent = state
-    if recurrent_dropout_mask is not None:
-        recurrent = state * validation.shaped("recurrent_dropout_mask", recurrent_dropout_mask, hidden, "(*batch, U)")
-    z = jnp.dot(x, w.kernel, precision=precision)
-    if w.bias is not None:
-        z = z + jnp.broadcast_to(w.bias, z.shape)
-    z = z + jnp.dot(recurrent, w.recurrent_kernel, precision=precision)
-    output = function(z)
-    validation.activation(output, z.shape)
-    return output, output
+__all__ = ["draw_masks", "dropout_masks", "init_params"]
 
 
 def init_params(
@@ -168,6 +103,13 @@ def dropout_masks(
     validation.dtype("dtype", dtype)
     validation.rate("dropout", dropout)
     validation.rate("recurrent_dropout", recurrent_dropout)
+    return draw_masks(key, batch, (in_features, units), (dropout, recurrent_dropout), dtype)
+
+
+def draw_masks(
+    key: jax.Array, batch: tuple[int, ...], widths: tuple[int, int], rates: tuple[float, float], dtype: DTypeLike
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """`dropout_masks`, for arguments that were checked: `widths` are (F, U), `rates` those of inputs and of states."""
 
     def mask(key: jax.Array, rate: float, width: int) -> jax.Array | None:
         if rate == 0:
@@ -176,5 +118,5 @@ def dropout_masks(
         scale = 0.0 if rate == 1 else 1.0 / (1.0 - rate)
         return jnp.where(keep, jnp.asarray(scale, dtype), jnp.zeros((), dtype))
 
-    input_key, recurrent_key = jax.random.split(key)
-    return mask(input_key, dropout, in_features), mask(recurrent_key, recurrent_dropout, units)
+    of_inputs, of_states = map(mask, jax.random.split(key), rates, widths)
+    return of_inputs, of_states

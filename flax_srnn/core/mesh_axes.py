@@ -1,4 +1,4 @@
-"""Inside `shard_map`: what varies over which axes of the mesh. Elsewhere all of this does nothing."""
+"""Which axes of a mesh an array varies over, inside `shard_map`. Elsewhere all of this does nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 from jax import lax
+
+__all__ = ["alike", "like"]
 
 
 def alike(arrays: Any) -> Any:

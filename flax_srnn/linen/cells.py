@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -12,19 +13,61 @@ import jax
 import jax.numpy as jnp
 from flax.core import DenyList, meta
 
-from flax_srnn import forward, options, validation
+from flax_srnn import validation
+from flax_srnn.core.sequence import Steps
+from flax_srnn.layers import driving, options
+from flax_srnn.layers.driving import Start
+
+__all__ = [
+    "PENALTIES",
+    "Checked",
+    "SimpleCellModule",
+    "SimpleRNNCell",
+    "StackedRNNCells",
+    "below",
+    "bind",
+    "drive_any",
+    "listed",
+]
 
 PENALTIES = "losses"
 
+_vouched: ContextVar[type | None] = ContextVar("vouched", default=None)
+"""The class of the module that is being copied with options that were checked when the original was made."""
+
 
 class Checked(nn.Module):
-    """Checks the options when the layer is constructed; Flax's own errors come after."""
+    """Checks the options when the layer is constructed; Flax's own errors come after.
+
+    Flax makes many copies of a module; what a copy has of a checked one is not checked again.
+    """
 
     def __post_init__(self) -> None:
-        options.check(self)
-        for name, value in options.hashable(self).items():
-            object.__setattr__(self, name, value)
+        # Flax also calls this again on modules that it adopts.
+        if _vouched.get() is not type(self) and "_was_checked" not in self.__dict__:
+            self._check()
+            for name, value in options.hashable(self).items():
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "_was_checked", True)
         super().__post_init__()
+
+    @nn.nowrap
+    def _check(self) -> None:
+        options.check(self)
+
+    @nn.nowrap
+    def clone(self, **updates: Any) -> Any:
+        """A copy with some attributes changed, as of `flax.linen.Module`."""
+        about_flax = ("parent", "name", "_deep_clone", "_reset_names")
+        return self._clone(type(self) if updates.keys() <= set(about_flax) else None, updates)
+
+    @nn.nowrap
+    def _clone(self, vouched: type | None, updates: Mapping[str, Any]) -> Any:
+        token = _vouched.set(vouched)
+        try:
+            return super().clone(**updates)
+        finally:
+            _vouched.reset(token)
 
     def _sow_penalties(self, penalties: Mapping[str, jax.Array | None]) -> None:
         """Records every penalty as a scalar: the last call's of the weights, the sum over calls of the activity's."""
@@ -49,14 +92,16 @@ class SimpleCellModule(Checked):
     @nn.compact
     def declare(self, in_features: int) -> dict[str, jax.Array]:
         """All parameters, unboxed: the one place that makes them, and where `collect_constraints` finds them."""
-        return {name: self._parameter(name, *made) for name, made in self.parameters(in_features).items()}
+        made = self.parameters(in_features)
+        return {name: jnp.asarray(self._parameter(name, *how)) for name, how in made.items()}
 
     def _parameter(self, name: str, initializer: Any, shape: tuple[int, ...]) -> jax.Array:
         if self.has_variable("params", name):
-            found = validation.array(f"params['{name}']", meta.unbox(self.get_variable("params", name)))
-            if name == "kernel" and found.shape[1:] == shape[1:] and found.shape != shape:
+            found = meta.unbox(self.get_variable("params", name))
+            got: tuple[int, ...] = getattr(found, "shape", ())
+            if name == "kernel" and got[1:] == shape[1:] and got != shape:
                 raise ValueError(
-                    f"`inputs` must have {found.shape[0]} features (F, the last dimension), as when the variables were made, "
+                    f"`inputs` must have {got[0]} features (F, the last dimension), as when the variables were made, "
                     f"got {shape[0]}."
                 )
             validation.shaped(f"params['{name}']", found, shape, "of this layer's")
@@ -69,21 +114,21 @@ class SimpleCellModule(Checked):
 
     def _key(self, training: bool) -> jax.Array | None:
         """The key for this call's dropout masks, if it draws any: from the RNG stream "dropout", else from `seed`."""
-        validation.flag("training", training)
         if not self.drops(training):
             return None
         seeded = None if self.has_rng("dropout") else self.seed_key(self.path)
         return self.make_rng("dropout") if seeded is None else seeded
 
-    def _penalised(self, in_features: int) -> dict[str, jax.Array]:
+    def _penalised(self, in_features: int) -> validation.Weights:
         params = self.declare(in_features)
         self._sow_penalties(self.penalties(params))
-        return params
+        return validation.Weights(**params)
 
-    def drive(self, training: bool, x: jax.Array, *args: Any, **arguments: Any) -> tuple[Any, Any, jax.Array]:
-        """This module over a sequence, see `forward.Drive`."""
+    def drive(self, training: bool, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
+        """This module over a sequence, see `driving.Drive`."""
         own: Any = self  # its options come from a sibling base
-        return forward.simple_drive(own, self._penalised(x.shape[-1]), self._key(training), x, *args, **arguments)
+        weights = self._penalised(steps.inputs.shape[-1])
+        return driving.drive_simple(own, weights, self._key(training), steps, start)
 
 
 class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
@@ -92,18 +137,24 @@ class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
     A `flax.linen.RNNCellBase`: it works in `flax.linen.RNN` and `flax.linen.Bidirectional` too, where Flax shows the
     penalties of cells inside its loop to nobody.
 
+    Parameters: "kernel" W (F, U), "recurrent_kernel" U (U, U) and, with `use_bias`, "bias" b (U,).
+
     Args:
       units: U, a positive integer.
-      activation: a Keras name, a Keras config, a callable, or None (linear).
+      activation: a Keras name, a Keras config, a callable (…, U) -> (…, U), or None (linear).
       use_bias: whether there is a bias.
-      kernel_initializer, recurrent_initializer, bias_initializer: of the parameters (F, U), (U, U), (U,).
-      kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on them, sown in the collection "losses".
-      kernel_constraint, recurrent_constraint, bias_constraint: for `keep_constraints`; they change nothing here.
-      dropout, recurrent_dropout: the fraction of inputs and of states dropped in training, from 0 to 1.
-      seed: a dropout key for applications without the "dropout" RNG stream; it draws the same masks in every call.
+      kernel_initializer, recurrent_initializer, bias_initializer: of the parameters (F, U), (U, U), (U,): a Keras name, a
+        Keras config, or a callable (key, shape, dtype) -> array.
+      kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on them, a Keras name, a Keras config, a
+        callable array -> scalar, or None; sown as scalars in the collection "losses", which `regularization_loss` sums.
+      kernel_constraint, recurrent_constraint, bias_constraint: projections of them, a Keras name, a Keras config, a
+        callable array -> array, or None. They change nothing here: `collect_constraints` finds them for `keep_constraints`.
+      dropout, recurrent_dropout: the fraction of inputs and of states dropped in training, from 0 to 1; one mask for all
+        steps of a call.
+      seed: an integer that stands in for the "dropout" RNG stream where that is not given; it draws the same masks in every call.
       dtype: of the computation, None for the common one of parameters and inputs.
       param_dtype: of the parameters.
-      precision: of the matrix products.
+      precision: of the matrix products, as in `jax.numpy.dot`.
 
     Raises:
       TypeError, ValueError: an invalid argument, when the cell is constructed.
@@ -119,20 +170,21 @@ class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
 
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[jax.Array, jax.Array]:
         """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t)."""
-        x = forward.step_inputs(inputs)
-        return forward.step(self, self._penalised(x.shape[-1]), carry, x, self._key(training))
+        validation.flag("training", training)
+        x = validation.step_inputs("inputs", inputs)
+        return driving.step(self, self._penalised(x.shape[-1]), carry, x, self._key(training))
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
         """Zeros (*batch, U) for inputs of `input_shape` (*batch, F)."""
-        return forward.zero_carry(self, input_shape)
+        return driving.zero_carry(self, input_shape)
 
     @property
     def num_feature_axes(self) -> int:
         return 1
 
 
-class StackedRNNCells(nn.RNNCellBase):
+class StackedRNNCells(Checked, nn.RNNCellBase):
     """Several cells as one: each step goes through all of them, first to last; the carry is a tuple of their states.
 
     Args:
@@ -152,40 +204,37 @@ class StackedRNNCells(nn.RNNCellBase):
 
     cells: Any
 
-    def __post_init__(self) -> None:
-        forward.check_cells("cells", self.cells, nn.RNNCellBase, "flax.linen", alone=False)
-        object.__setattr__(self, "cells", tuple(self.cells))
-        super().__post_init__()
+    @nn.nowrap
+    def _check(self) -> None:
+        driving.check_cells("cells", self.cells, nn.RNNCellBase, "flax.linen", alone=False)
 
     @nn.compact
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[tuple[Any, ...], jax.Array]:
         """(one state a cell, x_t (*batch, F)) -> (the new states, the last cell's output)."""
         cells = bind(self.cells, self.scope)
-        steps = [functools.partial(cell, **forward.training_keyword(cell, training)) for cell in cells]
-        return forward.stacked_step(steps, carry, inputs)
+        steps = [functools.partial(cell, **driving.training_keyword(cell, training)) for cell in cells]
+        return driving.stacked_step(steps, carry, inputs)
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> tuple[Any, ...]:
         """One initial state a cell for inputs of `input_shape` (*batch, F)."""
-        carry = []
-        for cell, key in zip(self.cells, jax.random.split(rng, len(self.cells)), strict=True):
-            state = cell.initialize_carry(key, input_shape)
-            carry.append(state)
-            input_shape = _step_output(cell, state, jax.ShapeDtypeStruct(input_shape, jnp.float32)).shape
-        return tuple(carry)
+        keys = jax.random.split(rng, len(self.cells))
+        makers = [functools.partial(cell.initialize_carry, key) for cell, key in zip(self.cells, keys, strict=True)]
+        return driving.stacked_carry(
+            makers, [functools.partial(_step_output, cell) for cell in self.cells], input_shape
+        )
 
     @property
     def num_feature_axes(self) -> int:
         return 1
 
 
-def drive_any(
-    cell: nn.RNNCellBase, training: bool, x: jax.Array, batch: tuple[int, ...], start: Any, **arguments: Any
-) -> tuple[Any, Any, jax.Array]:
-    """Any Flax cell over a sequence, see `forward.Drive`."""
-    keywords: dict[str, Any] = forward.training_keyword(cell, training)
-    initial = cell.initialize_carry(jax.random.key(0), (*batch, x.shape[-1]))
-    output = _step_output(cell, initial, jax.ShapeDtypeStruct((*batch, x.shape[-1]), x.dtype), **keywords)
+def drive_any(cell: nn.RNNCellBase, training: bool, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
+    """Any Flax cell over a sequence, see `driving.Drive`."""
+    keywords: dict[str, Any] = driving.training_keyword(cell, training)
+    x, shape = steps.inputs, (*steps.batch, steps.inputs.shape[-1])
+    initial = cell.initialize_carry(jax.random.key(0), shape)
+    output = _step_output(cell, initial, jax.ShapeDtypeStruct(shape, x.dtype), **keywords)
 
     def scan(wrap: Any, carry: Any, xs: Any, axes: Any, **options: Any) -> Any:
         lifted = nn.scan(
@@ -199,7 +248,7 @@ def drive_any(
         )
         return lifted(cell, carry, xs)
 
-    return forward.any_drive(type(cell).__name__, initial, output, scan, x, batch, start, **arguments)
+    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start)
 
 
 def _step_output(cell: nn.RNNCellBase, carry: Any, x: jax.ShapeDtypeStruct, **keywords: Any) -> jax.ShapeDtypeStruct:
@@ -208,6 +257,13 @@ def _step_output(cell: nn.RNNCellBase, carry: Any, x: jax.ShapeDtypeStruct, **ke
     make = functools.partial(cell.clone(parent=None).init_with_output, {"params": key, "dropout": key}, **keywords)
     (_, output), _ = jax.eval_shape(make, carry, x)
     return output
+
+
+def listed(cell: Any) -> Any:
+    """The cells that an `RNN` drives one after the other."""
+    if type(cell) is StackedRNNCells:
+        return cell.cells
+    return cell if isinstance(cell, (list, tuple)) else (cell,)
 
 
 def bind(cells: Any, scope: Any) -> list[Any]:

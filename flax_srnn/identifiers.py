@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 from flax_srnn.validation import describe
 
+__all__ = ["build", "did_you_mean", "find", "not_understood", "number", "parse", "resolve", "to_config"]
+
 T = TypeVar("T")
 
 # The keys of a serialised Keras object; the last two only say how it was built and shared.

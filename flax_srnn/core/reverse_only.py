@@ -1,4 +1,4 @@
-"""A mark on operands that refuses forward mode, for functions with a hand-written backward pass only."""
+"""Refuses forward mode in the user's words, for functions that have a hand-written backward pass only."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+__all__ = ["marked"]
+
 _marked = Primitive("simple_rnn_operand")
 """The identity on operands; a custom_vjp function cannot be pushed forward, and this says so before JAX does."""
 _pushed_forward = Primitive("simple_rnn_tangent")
 """The identity on tangents, transposed to the identity on cotangents; to evaluate it means forward mode, an error."""
 
 
-def refused(x: jax.Array) -> jax.Array:
-    """x, marked: a tangent that is pushed forward through it ends in an error in the user's words."""
+def marked(x: jax.Array) -> jax.Array:
+    """x, but a tangent that is pushed forward through it ends in an error in the user's words."""
     return _marked.bind(x)
 
 

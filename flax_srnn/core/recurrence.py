@@ -1,0 +1,444 @@
+"""All time steps of the simple RNN, forward and backward, on whole arrays.
+
+With the state h_0 given, for t = 1 … T (or t = T … 1 with `reverse`; `tm1` is the step processed before t):
+
+    s_t = r where reset_t, else h_tm1                the state that step t starts from
+    z_t = (x_t ∘ d_x) W                              the projection of the input
+    a_t = z_t + b + (s_t ∘ d_h) U                    the pre-activation
+    h_t = act(a_t) where mask_t, else s_t            output and state are one
+
+which is `cell.project` and `cell.advance`; both loops below run these.
+
+Backward, with g_t = ∂L/∂h_t from outside and c_t what the step processed after t hands back (c of the last step is the
+final state's cotangent):
+
+    e_t = g_t + c_t                                  the whole cotangent of h_t
+    δ_t = act'(a_t) e_t where mask_t, else 0         of a_t
+    q_t = (δ_t Uᵀ) ∘ d_h  (+ e_t where not mask_t)   of s_t
+    c_tm1 = 0 where reset_t, else q_t;   ∂h_0 = c_0;   ∂r = Σ q_t where reset_t
+    ∂U = Σ (s_t ∘ d_h)ᵀ δ_t   ∂W = Σ (x_t ∘ d_x)ᵀ δ_t   ∂b = Σ δ_t   ∂x_t = (δ_t Wᵀ) ∘ d_x
+    ∂d_x = Σ (δ_t Wᵀ) ∘ x_t   ∂d_h = Σ (δ_t Uᵀ) ∘ s_t
+
+Only δ_t and c_t are sequential; the rest are large matrix products over a block of steps at a time. What is kept from the
+forward pass is inputs and outputs: act'(a_t) follows from h_t for most activations (`activations.from_output`), and for
+the others a_t is recomputed, for a whole block in one product. Where only the final state is asked for, above
+`Tuning.checkpoint_bytes` not even the states are kept, but one in every block, and a block is run again before its backward
+pass (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+
+Arrays stay in the caller's layout, batch-major or time-major (`time_axis` 1 or 0): a step is read and written in place with
+dynamic slices, nothing is transposed or flipped. Outputs go to a buffer of their own: a loop that overwrites its own input in
+place makes XLA copy the whole array at every step (JAX 0.10 and 0.12; `tests/test_performance.py`: no loop touches a whole
+array).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flax_srnn import activations, validation
+from flax_srnn.core import blocks, mesh_axes, reverse_only
+from flax_srnn.core.cell import Cell, advance, blanked, project, select
+from flax_srnn.core.problem import Problem
+from flax_srnn.core.tuning import MEASURED, Tuning
+
+__all__ = ["Autodiff", "Record", "Scan", "empty_states", "forward", "plain", "pullback", "reverse_mode_only"]
+
+Record = Literal["states", "checkpoints", "nothing"]
+"""What the forward pass leaves behind: all states, one state at the start of every block, or nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """The default implementation: a loop over blocks of steps with the hand-written backward pass of this file.
+
+    Gradients are reverse-mode, of any order; forward mode ends in an error that names `Autodiff`.
+
+    Args:
+      remat: with return_sequences=False, whether training recomputes the states instead of storing them; None: when they
+        take more than 32 MiB.
+      tuning: how the work is cut into blocks.
+
+    Raises:
+      TypeError: `remat` is not True, False or None.
+
+    >>> from flax_srnn import simple_rnn
+    >>> params = {"kernel": jnp.ones((1, 1)), "recurrent_kernel": jnp.ones((1, 1))}
+    >>> simple_rnn(params, jnp.ones((3, 1)), activation=None, implementation=Scan(remat=True))[0].tolist()
+    [3.0]
+    """
+
+    remat: bool | None = None
+    tuning: Tuning = dataclasses.field(default=MEASURED, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.remat is not None:
+            validation.flag("remat", self.remat)
+
+    def check(self, problem: Problem) -> None:
+        """Every problem can be solved."""
+
+    def run(self, problem: Problem) -> tuple[jax.Array, jax.Array | None]:
+        """(final state (B, U), states in the layout of the inputs or None)."""
+        return _run(self, problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autodiff:
+    """The plain scan over one step, differentiated by JAX in every mode: for `jvp`, `jacfwd` and `hessian`.
+
+    >>> from flax_srnn import simple_rnn
+    >>> params = {"kernel": jnp.ones((1, 1)), "recurrent_kernel": jnp.ones((1, 1))}
+    >>> last = lambda x: simple_rnn(params, x, activation=None, implementation=Autodiff())[0]
+    >>> jax.jacfwd(last)(jnp.ones((3, 1))).ravel().tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    def check(self, problem: Problem) -> None:
+        """Every problem can be solved."""
+
+    def run(self, problem: Problem) -> tuple[jax.Array, jax.Array]:
+        """(final state (B, U), states in the layout of the inputs)."""
+        return plain(problem)
+
+
+@jax.jit
+def plain(p: Problem) -> tuple[jax.Array, jax.Array]:
+    """(final state, states) step by step: the definition, differentiable in every mode."""
+    p = mesh_axes.alike(p)
+
+    def body(h: jax.Array, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        x, used, reset = now
+        h = advance(p.cell, h, project(p.cell, blanked(x, used)), used, reset, p.reset_state)
+        return h, h
+
+    time_first = (jnp.moveaxis(p.inputs, p.time_axis, 0), _over_time(p.mask, 0), _over_time(p.resets, 0))
+    final, states = lax.scan(body, p.initial_state, time_first, reverse=p.reverse, unroll=p.unroll)
+    return final, jnp.moveaxis(states, 0, p.time_axis)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(how: Scan, p: Problem) -> tuple[jax.Array, Any]:
+    return _scan(how, "states" if p.return_states else "nothing", reverse_mode_only(p))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(how: Scan, record: Record, p: Problem) -> tuple[jax.Array, Any]:
+    """(final state, what is recorded)."""
+    final, states, checkpoints = forward(how, record, p, empty_states(p) if record == "states" else None)
+    return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[record]
+
+
+def empty_states(p: Problem) -> jax.Array:
+    """Where all states go."""
+    return _buffer(p, p.sizes[1], 0.0)
+
+
+def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[jax.Array, Any, Any]:
+    """(final state, `states` overwritten with all states, one state at the start of every block), the last two if recorded."""
+
+    def block(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
+        h, states = carry
+        carry = _forward_block(how, p, start, count, h, states, start)
+        return carry, h if record == "checkpoints" else None
+
+    (final, states), checkpoints = blocks.for_blocks(
+        block, (p.initial_state, states), p.sizes[1], _block_size(how, p), p.reverse, p.unroll
+    )
+    return final, states, checkpoints
+
+
+def _forward_block(
+    how: Scan, p: Problem, start: Any, count: int, h: jax.Array, buffer: Any, place: Any
+) -> tuple[jax.Array, Any]:
+    """Runs steps [start, start + count) from state `h`; writes their states to `buffer`, if any, from `place` on."""
+    axis = p.time_axis
+    x, mask, resets = _windows(p, start, count)
+    z: Any = None
+    if _hoists(how, p):
+        z = project(_for_block(p.cell, axis), blanked(x, _over_time(mask, axis)))
+    cell, reset_state = _carried_cell(p), _carried(p.reset_state)
+
+    def step(k: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        h, buffer = carry
+        used, reset = blocks.at_step(mask, k, 1), blocks.at_step(resets, k, 1)
+        z_t = project(p.cell, blanked(blocks.at_step(x, k, axis), used)) if z is None else blocks.at_step(z, k, axis)
+        h = advance(cell, h, _carried(z_t), _carried(used), _carried(reset), reset_state)
+        if buffer is not None:
+            buffer = blocks.put_step(buffer, _rows(h), place + k, axis)
+        return h, buffer
+
+    h, buffer = blocks.for_steps(step, (_carried(h), buffer), count, p.reverse, p.unroll)
+    return _rows(h), buffer
+
+
+def _windows(p: Problem, start: Any, count: int) -> tuple[jax.Array, Any, Any]:
+    """Inputs, mask and resets of the steps [start, start + count)."""
+    mask, resets = (None if flags is None else blocks.window(flags, start, count, 1) for flags in (p.mask, p.resets))
+    return blocks.window(p.inputs, start, count, p.time_axis), mask, resets
+
+
+def _scan_forward(how: Scan, record: Record, p: Problem) -> tuple[Any, Any]:
+    kept = _kept(how, record, p)
+    # Bound again through `_scan`, so that what is kept has the hand-written derivative too, for gradients of gradients.
+    final, recorded = _scan(how, kept, p)
+    return (final, recorded if kept == record else None), (p, recorded)
+
+
+def _scan_backward(how: Scan, record: Record, residuals: Any, cotangents: Any) -> tuple[Problem]:
+    p, recorded = residuals
+    final_cotangent, states_cotangent = cotangents
+    if record != "states":
+        states_cotangent = None
+    return (pullback(how, _kept(how, record, p), p, recorded, final_cotangent, states_cotangent),)
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _kept(how: Scan, record: Record, p: Problem) -> Record:
+    """What the forward pass leaves behind for the backward pass."""
+    if record != "nothing":
+        return record
+    recompute = how.remat
+    if recompute is None:
+        size = p.initial_state.size * p.sizes[1]
+        recompute = isinstance(size, int) and size * p.initial_state.dtype.itemsize > how.tuning.checkpoint_bytes
+    return "checkpoints" if recompute else "states"
+
+
+class _Sums(NamedTuple):
+    """Cotangents that add up over time inside or beside the loop; None where there is no such array."""
+
+    reset_state: jax.Array | None
+    input_dropout_mask: jax.Array | None
+    recurrent_dropout_mask: jax.Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def pullback(
+    how: Scan, record: Record, p: Problem, recorded: Any, final_cotangent: jax.Array, states_cotangent: jax.Array | None
+) -> Problem:
+    """The cotangents of all arrays of the problem (None for the flags), from what was recorded, "states" or "checkpoints"."""
+    axis, cell = p.time_axis, p.cell
+    _, steps, units = p.sizes
+    from_output = activations.from_output(cell.activation)
+    # Transposed once: contracting the other dimension inside the loop is up to three times slower (JAX 0.10).
+    kernel_t, recurrent_kernel_t = cell.kernel.T, cell.recurrent_kernel.T
+    stacked = jnp.concatenate([cell.recurrent_kernel, cell.kernel, *([] if cell.bias is None else [cell.bias[None]])])
+    dot = functools.partial(jnp.dot, precision=cell.precision)
+    d_x, d_h = cell.input_dropout_mask, cell.recurrent_dropout_mask
+
+    def block(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
+        c, sums, weights, inputs_cotangent = carry
+        x, mask, resets = _windows(p, start, count)
+        x = blanked(x, _over_time(mask, axis))
+        if record == "states":
+            states = blocks.window(recorded, start, count, axis)
+            before = _state_before(p, recorded, start, count)
+        else:
+            before = checkpoint
+            _, states = _forward_block(how, p, start, count, before, _buffer(p, count, 0.0), 0)
+        s = _shifted(states, before, axis, p.reverse)
+        if p.reset_state is not None:
+            s = select(_over_time(resets, axis), jnp.expand_dims(p.reset_state, axis), s)
+        # [s ∘ d_h, x ∘ d_x, 1]: one product with it in place of three. Made once and whole, or else XLA fuses the shift into
+        # the transposing copy for that product, number by number (JAX 0.10).
+        parts = [_times(s, d_h, axis), _times(x, d_x, axis)]
+        parts += [] if cell.bias is None else [jnp.ones_like(s[..., :1])]
+        joined = lax.optimization_barrier(jnp.concatenate(parts, -1))
+        if from_output:
+            # The loop reads the states where they stand, without a copy of the block's.
+            kept, place = (recorded, start) if record == "states" else (states, 0)
+        else:
+            kept, place = dot(joined, stacked), 0
+
+        def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, Any, jax.Array]:
+            c, reset_cotangent, deltas = carry
+            c, m, r = _rows(c), blocks.at_step(mask, k, 1), blocks.at_step(resets, k, 1)
+            e = c if states_cotangent is None else c + blocks.at_step(states_cotangent, start + k, axis)
+            y = blocks.at_step(kept, place + k, axis)
+            delta = from_output(y, e) if from_output else jax.vjp(cell.activation, y)[1](e)[0]
+            zero = jnp.zeros_like(e)
+            # Used twice below: without the barrier XLA computes it twice (JAX 0.10).
+            delta = lax.optimization_barrier(delta if m is None else select(m, delta, zero))
+            back = _rows(dot(_carried(delta), recurrent_kernel_t))
+            if d_h is not None:
+                back = back * d_h
+            if m is not None:
+                back = back + select(m, zero, e)
+            if r is not None:
+                reset_cotangent = reset_cotangent + select(r, back, zero)
+                back = select(r, zero, back)
+            return _carried(back), reset_cotangent, blocks.put_step(deltas, delta, k, axis)
+
+        c, reset_cotangent, deltas = blocks.for_steps(
+            step, (_carried(c), sums.reset_state, _buffer(p, count, 1.0)), count, not p.reverse, p.unroll
+        )
+        c = _rows(c)
+        projected_back = dot(deltas, kernel_t)
+        weights = weights + _contract(joined, deltas, cell.precision)
+        sums = sums._replace(reset_state=reset_cotangent)
+        if d_x is not None:
+            d = (projected_back * x).sum(axis)
+            sums = sums._replace(input_dropout_mask=sums.input_dropout_mask + d)
+        if d_h is not None:
+            d = (dot(deltas, recurrent_kernel_t) * s).sum(axis)
+            sums = sums._replace(recurrent_dropout_mask=sums.recurrent_dropout_mask + d)
+        inputs_cotangent = lax.dynamic_update_slice_in_dim(
+            inputs_cotangent, _times(projected_back, d_x, axis), start, axis
+        )
+        return (c, sums, weights, inputs_cotangent), None
+
+    (c, sums, weights, inputs_cotangent), _ = blocks.for_blocks(
+        block,
+        (
+            final_cotangent,
+            jax.tree.map(jnp.zeros_like, _Sums(p.reset_state, d_x, d_h)),
+            jnp.zeros_like(stacked),
+            jnp.zeros_like(p.inputs),
+        ),
+        steps,
+        _block_size(how, p),
+        not p.reverse,
+        p.unroll,
+        recorded if record == "checkpoints" else (None, None),
+    )
+    recurrent_kernel, kernel, bias = jnp.split(weights, (units, units + cell.kernel.shape[0]))
+    return dataclasses.replace(
+        p,
+        cell=dataclasses.replace(
+            cell,
+            kernel=kernel,
+            recurrent_kernel=recurrent_kernel,
+            bias=None if cell.bias is None else bias[0],
+            input_dropout_mask=sums.input_dropout_mask,
+            recurrent_dropout_mask=sums.recurrent_dropout_mask,
+        ),
+        inputs=inputs_cotangent,
+        initial_state=c,
+        mask=None,
+        resets=None,
+        reset_state=sums.reset_state,
+    )
+
+
+def _pullback_forward(how: Scan, record: Record, p: Problem, recorded: Any, *cotangents: Any) -> tuple[Problem, Any]:
+    return pullback(how, record, p, recorded, *cotangents), (p, cotangents)
+
+
+def _pullback_backward(how: Scan, record: Record, residuals: Any, outer: Problem) -> tuple[Any, ...]:
+    """Second derivatives: those of the same function of problem and cotangents, written with the plain scan."""
+    p, cotangents = residuals
+
+    def reference(arrays: Problem, final_cotangent: jax.Array, states_cotangent: jax.Array | None) -> Problem:
+        flagged = functools.partial(dataclasses.replace, mask=p.mask, resets=p.resets)
+        (_, states), vjp = jax.vjp(lambda arrays: plain(flagged(arrays)), arrays)
+        return vjp((final_cotangent, jnp.zeros_like(states) if states_cotangent is None else states_cotangent))[0]
+
+    _, vjp = jax.vjp(reference, dataclasses.replace(p, mask=None, resets=None), *cotangents)
+    problem_cotangent, *others = vjp(outer)
+    return problem_cotangent, None, *others
+
+
+pullback.defvjp(_pullback_forward, _pullback_backward)
+
+
+def _state_before(p: Problem, states: jax.Array, start: Any, count: int) -> jax.Array:
+    """The state that the block [start, start + count) starts from, out of all states."""
+    steps = p.sizes[1]
+    place, first = (start + count, start + count == steps) if p.reverse else (start - 1, start == 0)
+    if isinstance(first, bool) and first:
+        return p.initial_state
+    # Outside the array only for the first block, where the slice is not used.
+    return jnp.where(first, p.initial_state, blocks.at_step(states, jnp.clip(place, 0, steps - 1), p.time_axis))
+
+
+def _shifted(states: jax.Array, before: jax.Array, axis: int, reverse: bool) -> jax.Array:
+    """The state before every step of a block, from the state after every step."""
+    before = jnp.expand_dims(before, axis)
+    count = states.shape[axis]
+    if reverse:
+        return jnp.concatenate([lax.slice_in_dim(states, 1, count, axis=axis), before], axis)
+    return jnp.concatenate([before, lax.slice_in_dim(states, 0, count - 1, axis=axis)], axis)
+
+
+def _contract(left: jax.Array, right: jax.Array, precision: Any) -> jax.Array:
+    """Σ over batch and time of leftᵀ right, as one product of matrices: over two dimensions XLA may transpose a copy."""
+    left, right = (x.reshape(-1, x.shape[-1]) for x in (left, right))
+    return lax.dot_general(left, right, (((0,), (0,)), ((), ())), precision=precision)
+
+
+def reverse_mode_only(p: Problem) -> Problem:
+    """The problem, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
+    return jax.tree.map(reverse_only.marked, mesh_axes.alike(p))
+
+
+# --- shapes and blocks -------------------------------------------------------------------------------------------------
+
+
+def _block_size(how: Scan, p: Problem) -> int:
+    """K: blocks as large as the tuning allows and as equal as can be, so that hardly any rest is left."""
+    batch, steps, units = p.sizes
+    if not isinstance(steps, int):
+        return steps
+    elements = batch * units if isinstance(batch, int) else units
+    count = _ceil(steps, max(how.tuning.block_steps, how.tuning.block_elements // max(1, elements)))
+    return max(1, _ceil(steps, max(1, count)))
+
+
+def _ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+def _hoists(how: Scan, p: Problem) -> bool:
+    """Whether the projection of the inputs is one product for the whole block, before the loop.
+
+    It is where the kernel is too large to stay in cache: several rows' steps then share one reading of it. A smaller kernel,
+    and a single row, lose nothing in the loop, and the block's projection is neither written nor read again.
+    """
+    return p.sizes[0] != 1 and p.cell.kernel.size >= how.tuning.kernel_elements
+
+
+def _carried(rows: Any) -> Any:
+    """What a loop carries from step to step: a single row as a vector, which XLA would otherwise copy into a column (JAX
+    0.10; the test that a step is few operations)."""
+    return rows[0] if rows is not None and rows.shape[0] == 1 else rows
+
+
+def _rows(carried: jax.Array) -> jax.Array:
+    return carried[None] if carried.ndim == 1 else carried
+
+
+def _carried_cell(p: Problem) -> Cell:
+    """The cell for states as the loop carries them; the input's mask goes with the input."""
+    return dataclasses.replace(p.cell, recurrent_dropout_mask=_carried(p.cell.recurrent_dropout_mask))
+
+
+def _for_block(cell: Cell, axis: int) -> Cell:
+    """The cell for the inputs of a whole block."""
+    d_x = cell.input_dropout_mask
+    return cell if d_x is None else dataclasses.replace(cell, input_dropout_mask=jnp.expand_dims(d_x, axis))
+
+
+def _over_time(flags: Any, axis: int) -> Any:
+    """(B, K) flags in the order of arrays whose time is the dimension `axis`."""
+    return flags.T if flags is not None and axis == 0 else flags
+
+
+def _times(x: jax.Array, dropout_mask: jax.Array | None, axis: int) -> jax.Array:
+    """x of a whole block, dropped where there is a mask."""
+    return x if dropout_mask is None else x * jnp.expand_dims(dropout_mask, axis)
+
+
+def _buffer(p: Problem, steps: int, fill: float) -> jax.Array:
+    """An array of `steps` states to be overwritten. Two of one program have different values to begin with, or XLA makes one
+    and copies it (JAX 0.10; `tests/test_performance.py`: nothing is made that nobody reads)."""
+    batch, _, units = p.sizes
+    shape = (batch, steps, units) if p.time_axis == 1 else (steps, batch, units)
+    return mesh_axes.like(jnp.full(shape, fill, p.initial_state.dtype), p.initial_state)

@@ -1,0 +1,372 @@
+"""The layers for Flax NNX: options and states around the cells, with variables kept NNX's way.
+
+Parameters are `nnx.Param`s named kernel, recurrent_kernel, bias and initial_state; the states of a stateful layer are
+`Carry` variables; dropout draws from the stream "dropout" of the `rngs` that the module was made with, and `train()` and
+`eval()` switch it. A module starts in training mode, as `nnx.Dropout` does. Everything is an ordinary NNX module: `nnx.jit`,
+`nnx.grad`, `nnx.split` and `nnx.merge` apply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_srnn.core.sequence import Steps
+from flax_srnn.layers import driving, options
+from flax_srnn.layers import states as _states
+from flax_srnn.layers.driving import DIRECTIONS
+from flax_srnn.nnx.cells import Checked, SimpleCellModule, SimpleRNNCell, StackedRNNCells, drive_any, listed, plain
+
+__all__ = ["RNN", "Bidirectional", "Carry", "Penalty", "SimpleRNN", "reset_states"]
+
+
+class Carry(nnx.Variable):
+    """A state that a stateful layer carries from call to call."""
+
+
+class Penalty(nnx.Variable):
+    """The activity penalties of a layer's calls since `regularization_loss` last took them."""
+
+
+class _Recurrent(Checked):
+    """A layer over time: checks what it is called with."""
+
+    def __call__(
+        self,
+        inputs: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = None,
+        seq_lengths: Any = None,
+        resets: Any = None,
+    ) -> jax.Array | Any:
+        given = False if training is None else training
+        steps = driving.steps_of(self._leading(), inputs, mask, given, seq_lengths, resets)
+        return self._run(steps, initial_state, training)
+
+    def _leading(self) -> Any:
+        """The layer whose options say how the sequence is laid out."""
+        return self
+
+    def _run(self, steps: Steps, initial_state: Any, training: bool | None) -> Any:
+        """What the layers differ in."""
+        raise NotImplementedError  # every layer below has its own
+
+
+class _Layer(_Recurrent):
+    """Its cells one after the other, and the states between calls."""
+
+    stateful: bool
+    activity_regularizer: Any
+
+    def _begin(self) -> None:
+        self.states: Any = nnx.data(None)
+        self.activity_loss: Any = nnx.data(None if self.activity_regularizer is None else Penalty(jnp.zeros(())))
+
+    def _run(self, steps: Steps, initial_state: Any, training: bool | None, path: tuple[str, ...] = ()) -> Any:
+        cells = self._cells()
+        drives = [
+            functools.partial(cell.drive, training, (*path, *_place(cells, i)))
+            if driving.is_simple(cell, SimpleRNN, SimpleRNNCell)
+            else functools.partial(drive_any, cell, training)
+            for i, cell in enumerate(cells)
+        ]
+        done = driving.layer(self, drives, steps, initial_state, self._recorded())
+        if self.stateful:
+            self._record(done.final_states)
+        if done.activity_penalty is not None:
+            self.activity_loss[...] += done.activity_penalty
+        return done.returned
+
+    def _cells(self) -> list[Any]:
+        """Its cells, first to last."""
+        raise NotImplementedError  # every layer below has its own
+
+    def reset_states(self, states: Any = None) -> None:
+        """Sets the recorded states back to the initial states, or to `states`.
+
+        Args:
+          states: an array if there is one cell, or a list or tuple with one state a cell; they are cast.
+
+        Raises:
+          AttributeError: the layer is not stateful.
+          ValueError: no state was recorded yet, so the batch size is unknown; `states` does not fit in count, shape or dtype.
+        """
+        recorded = self._recorded()
+        if self.stateful and recorded is None:
+            raise ValueError(
+                "If a RNN is stateful, it needs to know its batch size: call the layer once before you set its states."
+            )
+        learned = {"initial_state": self.initial_state[...]} if hasattr(self, "initial_state") else {}
+        variables = {_states.COLLECTION: {_states.NAME: recorded}, "params": learned}
+        self._record(driving.reset(self, variables, states)[_states.COLLECTION][_states.NAME])
+
+    def _recorded(self) -> tuple[Any, ...] | None:
+        return jax.tree.map(lambda carry: carry[...], self.states, is_leaf=lambda leaf: isinstance(leaf, Carry))
+
+    def _record(self, new: tuple[Any, ...]) -> None:
+        shapes = jax.tree.map(jax.typeof, (self._recorded(), new))
+        if shapes[0] != shapes[1]:
+            self.states = nnx.data(jax.tree.map(Carry, new))
+            return
+        carries = jax.tree.leaves(self.states, is_leaf=lambda leaf: isinstance(leaf, Carry))
+        for carry, value in zip(carries, jax.tree.leaves(new), strict=True):
+            carry[...] = value
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
+    """A simple RNN over a sequence, with every option of Keras's: h_t = act((x_t ∘ d_x) W + b + (h_{t-1} ∘ d_h) U).
+
+    Parameters, `nnx.Param`s: `kernel` W (F, U), `recurrent_kernel` U (U, U), with `use_bias` `bias` b (U,), with
+    `initial_state_initializer` `initial_state` (U,).
+
+    Args:
+      in_features: F.
+      units: U, a positive integer.
+      activation: a Keras name, a Keras config, a callable (…, U) -> (…, U), or None (linear).
+      use_bias: whether there is a bias.
+      kernel_initializer, recurrent_initializer, bias_initializer: of the parameters (F, U), (U, U), (U,): a Keras name, a
+        Keras config, or a callable (key, shape, dtype) -> array.
+      kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on them, a Keras name, a Keras config, a
+        callable array -> scalar, or None; `flax_srnn.nnx.regularization_loss` sums them.
+      kernel_constraint, recurrent_constraint, bias_constraint: projections of them, a Keras name, a Keras config, a
+        callable array -> array, or None. They change nothing here: `flax_srnn.nnx.collect_constraints` finds them for `keep_constraints`.
+      dropout, recurrent_dropout: the fraction of inputs and of states dropped in training, from 0 to 1; one mask for all
+        steps of a call.
+      seed: an integer that stands in for the stream "dropout" of `rngs` where there is none; it draws the same masks in every call.
+      dtype: of the computation, None for the common one of parameters and inputs.
+      param_dtype: of the parameters.
+      precision: of the matrix products, as in `jax.numpy.dot`.
+      activity_regularizer: penalty on every returned array, divided by the batch size; as the other penalties.
+      return_sequences: return all outputs, not only the last.
+      return_state: return the final state too.
+      go_backwards: process from the last step to the first; outputs are returned in that order.
+      stateful: start from the recorded `states` (None before the first call) and record; the batch size stays that of the
+        first call.
+      unroll: of the loop: False, True, or steps per iteration. Results are the same.
+      zero_output_for_mask: outputs at masked steps are 0; without it they are held.
+      initial_state_initializer: of a learned initial state, used in every row where no state is given.
+      time_major: time is the first dimension of inputs and outputs; mask, resets and lengths stay batch-first.
+      keep_order: with `go_backwards`, return outputs in the order of `inputs`.
+      implementation: `Scan()`, `Autodiff()`, `Chunked()` or their short forms "scan", "autodiff", "chunked": how the loop
+        is run and differentiated. None chooses `Scan()`. A named one runs or raises.
+      rngs: for the parameters, and, if there is dropout, for its masks. `seed` is used where there is no stream "dropout".
+
+    Call arguments, by name or in this order:
+      inputs: (*batch, T, F), or (T, *batch, F) with `time_major`.
+      initial_state: (*batch, U), or a list of one such array; it wins over a recorded state.
+      mask: (*batch, T), True = use the step; at a masked step the state stays.
+      training: whether dropout is applied; None leaves it to `train()` and `eval()`.
+      seq_lengths: (*batch,) integers from 0 to T: steps from there on are masked. With `mask`, both apply.
+      resets: (*batch, T), True = the state is set back to the initial state before this step, masked or not; with a
+        recorded state, to the learned initial state or zeros.
+
+    Returns:
+      The last output (*batch, U), or all outputs in the layout of `inputs`; with `return_state` (output, state).
+
+    Raises:
+      TypeError, ValueError: an invalid argument, when the layer is made or called.
+      KeyError: there is dropout, but `rngs` has neither the stream "dropout" nor a default one, and there is no `seed`.
+
+    Source: Keras `SimpleRNN`.
+
+    >>> layer = SimpleRNN(8, 4, return_state=True, rngs=nnx.Rngs(0))
+    >>> output, state = layer(jnp.ones((32, 10, 8)))
+    >>> output.shape, state.shape
+    ((32, 4), (32, 4))
+    """
+
+    rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self.make(rngs)
+        self._begin()
+
+    def _cells(self) -> list[Any]:
+        return [self]
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class RNN(_Layer, options.RNNOptions):
+    """Drives any `flax.nnx.RNNCellBase`, or a list of them stacked first to last, over a sequence.
+
+    Its parameters are those of its cells.
+
+    Args:
+      cell: a cell, or a list of cells; `StackedRNNCells` is the same as the list of its cells.
+      return_sequences: return all outputs, not only the last.
+      return_state: return the final states, one a cell, too.
+      go_backwards: process from the last step to the first; outputs are returned in that order.
+      stateful: start from the recorded `states` (None before the first call) and record; the batch size stays that of the
+        first call.
+      unroll: of the loop: False, True, or steps per iteration. Results are the same.
+      zero_output_for_mask: outputs at masked steps are 0; without it they are held.
+      activity_regularizer: penalty on every returned array, divided by the batch size: a Keras name, a Keras config, a
+        callable array -> scalar, or None; `flax_srnn.nnx.regularization_loss` takes it.
+      time_major: time is the first dimension of inputs and outputs; mask, resets and lengths stay batch-first.
+      keep_order: with `go_backwards`, return outputs in the order of `inputs`.
+      implementation: `Scan()`, `Autodiff()`, `Chunked()` or their short forms "scan", "autodiff", "chunked": how the loop
+        is run and differentiated. None chooses `Scan()` for
+        SimpleRNNCells, and for other cells the plain scan, which is also their `Autodiff()`. A named one runs or raises.
+
+    Call arguments, by name or in this order:
+      inputs: (*batch, T, F), or (T, *batch, F) with `time_major`.
+      initial_state: a list with one state a cell, each in its cell's own structure; it wins over a recorded state.
+      mask: (*batch, T), True = use the step; at a masked step the state stays.
+      training: whether dropout is applied, for the cells that accept it; None leaves it to `train()` and `eval()`.
+      seq_lengths: (*batch,) integers from 0 to T: steps from there on are masked. With `mask`, both apply.
+      resets: (*batch, T), True = the state is set back to the initial state before this step, masked or not; with
+        recorded states, to the cells' initial states.
+
+    A cell whose output is not its state holds its previous output at masked steps, zeros before the first used step. Dropout
+    masks are the same at every step, in cells of other libraries too; other variables that such a cell changes (its
+    `nnx.BatchStat`, say) are carried from step to step.
+
+    Returns:
+      output, as of `return_sequences`, or with `return_state` (output, *states), one state a cell, first to last.
+
+    Raises:
+      TypeError, ValueError: an invalid argument, when the layer is made or called.
+
+    Source: Keras `RNN`.
+
+    >>> cells = [SimpleRNNCell(3, 4, rngs=nnx.Rngs(0)), nnx.LSTMCell(4, 5, rngs=nnx.Rngs(1))]
+    >>> output, first, (c, h) = RNN(cells, return_state=True)(jnp.ones((2, 7, 3)))
+    >>> output.shape, first.shape, c.shape
+    ((2, 5), (2, 4), (2, 5))
+    """
+
+    def __post_init__(self) -> None:
+        driving.check_cells("cell", plain(self.cell), nnx.RNNCellBase, "flax.nnx", alone=True)
+        self.check()
+        self._begin()
+
+    def _cells(self) -> list[Any]:
+        return listed(self.cell)
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Bidirectional(_Recurrent, options.BidirectionalOptions):
+    """Runs a layer over the sequence in both directions and merges the outputs, step by step in the order of the inputs.
+
+    Its parameters are those of `layer` and `backward_layer`.
+
+    Args:
+      layer: a `SimpleRNN` or `RNN`.
+      merge_mode: "concat", "sum", "ave", "mul", or None to return both outputs.
+      backward_layer: the layer for the other direction; default one like `layer` with `go_backwards` turned round and
+        parameters of its own.
+      rngs: for that default layer.
+
+    Call arguments, by name or in this order:
+      inputs: (*batch, T, F), or (T, *batch, F) with `time_major`.
+      initial_state: a list with the states of the forward layer, then of the backward layer; it wins over a recorded state.
+      mask: (*batch, T), True = use the step; at a masked step the state stays.
+      training: whether dropout is applied; None leaves it to `train()` and `eval()`.
+      seq_lengths: (*batch,) integers from 0 to T: steps from there on are masked. With `mask`, both apply.
+      resets: (*batch, T), True = a segment of the sequence begins here. The direction that runs backwards starts anew one
+        step earlier in time, at each segment's last step: packed segments never see each other.
+
+    Outputs at masked steps are 0 with `return_sequences` and held otherwise, whatever the layers say, as in Keras.
+
+    Returns:
+      output, or with `return_state` (output, *forward_states, *backward_states); with `merge_mode=None`, the two outputs in
+      place of one.
+
+    Raises:
+      TypeError, ValueError: an invalid argument, two layers that do not fit together, or a default backward layer that
+        cannot be made: without `rngs`, or from cells of another library.
+
+    Source: Keras `Bidirectional`; M. Schuster and K. Paliwal, "Bidirectional recurrent neural networks" (1997).
+
+    >>> rngs = nnx.Rngs(0)
+    >>> layer = Bidirectional(SimpleRNN(3, 4, return_sequences=True, rngs=rngs), rngs=rngs)
+    >>> layer(jnp.ones((2, 7, 3))).shape
+    (2, 7, 8)
+    """
+
+    rngs: dataclasses.InitVar[nnx.Rngs | None] = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self, rngs: nnx.Rngs | None) -> None:
+        self.check()
+        driving.check_layers(self, _Layer)
+        if self.backward_layer is None:
+            if rngs is None:
+                raise ValueError(
+                    "`rngs` must be given, for the parameters of the backward layer, or `backward_layer` itself."
+                )
+            self.backward_layer = nnx.data(_like(self.layer, rngs, go_backwards=not self.layer.go_backwards))
+        options.check_directions(self.layer, self.backward_layer)
+
+    @property
+    def stateful(self) -> bool:
+        return self.layer.stateful
+
+    def _leading(self) -> Any:
+        return self.layer
+
+    def _run(self, steps: Steps, initial_state: Any, training: bool | None) -> Any:
+        layers = (self.layer, self.backward_layer)
+        calls = [
+            functools.partial(layer._run, training=training, path=(name,))
+            for layer, name in zip(layers, DIRECTIONS, strict=True)
+        ]
+        counts = [len(layer._cells()) for layer in layers]
+        return driving.bidirectional(self, layers, counts, calls, steps, initial_state)
+
+    def reset_states(self, states: Any = None) -> None:
+        """Sets the recorded states of both layers back to the initial states, or to `states`.
+
+        Args:
+          states: a list or tuple with those of the forward layer, then of the backward layer; they are cast.
+
+        Raises:
+          AttributeError, ValueError: as of the layers' own `reset_states`.
+        """
+        layers = (self.layer, self.backward_layer)
+        counts = [len(layer._cells()) for layer in layers]
+        halves = (None, None) if states is None else driving.halves("states", states, counts)
+        for layer, half in zip(layers, halves, strict=True):
+            layer.reset_states(half)
+
+
+def reset_states(model: nnx.Module) -> None:
+    """Sets every stateful layer in `model` back to its initial state; one that was never called is there already.
+
+    >>> layer = SimpleRNN(3, 2, stateful=True, rngs=nnx.Rngs(0))
+    >>> _ = layer(jnp.ones((1, 4, 3)))
+    >>> reset_states(layer)
+    >>> layer.states[0][...].tolist()
+    [[0.0, 0.0]]
+    """
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, _Layer) and module.stateful and module.states is not None:
+            module.reset_states()
+
+
+def _place(cells: list[Any], i: int) -> tuple[str, ...]:
+    """Where the parameters of cell i are below its layer's: one cell shares the layer's own place."""
+    return () if len(cells) == 1 else (f"cells_{i}",)
+
+
+def _like(module: Any, rngs: nnx.Rngs, **changes: Any) -> Any:
+    """A new module with the options of `module`, but for the changes, and parameters of its own."""
+    if isinstance(module, RNN):
+        cells = [_like(cell, rngs) for cell in listed(module.cell)]
+        return RNN(**_options(module) | {"cell": cells[0] if len(cells) == 1 else cells} | changes)
+    if isinstance(module, StackedRNNCells):
+        return StackedRNNCells([_like(cell, rngs) for cell in module.cells])
+    if not isinstance(module, SimpleCellModule):
+        raise ValueError(f"`backward_layer` must be given: a {type(module).__name__} cannot be made anew.")
+    make: Any = type(module)
+    return make(**_options(module) | changes, rngs=rngs)
+
+
+def _options(module: Any) -> dict[str, Any]:
+    return {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}

@@ -1,0 +1,57 @@
+"""What Optax needs of the NNX layers: the sum of their penalties, and their constraints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+
+from flax_srnn.nnx.cells import SimpleCellModule
+from flax_srnn.nnx.layers import _Layer
+
+__all__ = ["collect_constraints", "regularization_loss"]
+
+
+def regularization_loss(model: nnx.Module) -> jax.Array:
+    """The sum of all penalties in `model`, a scalar: on the weights as they are, and on what the layers returned.
+
+    The activity penalties are those of all calls since this function was last called on the model; it takes them away.
+
+    >>> from flax_srnn.nnx import SimpleRNN
+    >>> layer = SimpleRNN(5, 2, kernel_initializer="ones", kernel_regularizer="l2", rngs=nnx.Rngs(0))
+    >>> round(float(regularization_loss(layer)), 3)
+    0.1
+    """
+    total = jnp.zeros(())
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, SimpleCellModule):
+            total = sum(module.penalties(module.params()).values(), total)
+        if isinstance(module, _Layer) and module.activity_loss is not None:
+            total = total + module.activity_loss[...]
+            module.activity_loss[...] = jnp.zeros_like(module.activity_loss[...])
+    return total
+
+
+def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
+    """The constraints of all layers in `model`, as `keep_constraints` takes them for an `nnx.Optimizer`.
+
+    >>> import optax
+    >>> from flax_srnn import keep_constraints
+    >>> from flax_srnn.nnx import SimpleRNN
+    >>> layer = SimpleRNN(3, 2, kernel_constraint="non_neg", rngs=nnx.Rngs(0))
+    >>> chain = optax.chain(optax.sgd(0.1), keep_constraints(collect_constraints(layer)))
+    >>> optimizer = nnx.Optimizer(layer, chain, wrt=nnx.Param)
+    >>> _ = optimizer.update(layer, nnx.grad(lambda layer: layer(jnp.ones((1, 4, 3))).sum())(layer))
+    >>> bool((layer.kernel[...] >= 0).all())
+    True
+    """
+    return traverse_util.unflatten_dict(
+        {
+            (*path, name): constraint
+            for path, module in nnx.iter_graph(model)
+            if isinstance(module, SimpleCellModule)
+            for name, constraint in module.constraints().items()
+        }
+    )
