@@ -23,6 +23,7 @@ from flax_srnn.dtypes import at_least_float32
 
 __all__ = [
     "ELU",
+    "NAMES",
     "LeakyReLU",
     "from_output",
     "gelu",
@@ -254,6 +255,8 @@ _TABLE: dict[str, tuple[Activation, OutputRule | None]] = {
     "tanh": (jnp.tanh, _tanh_rule),
     "tanh_shrink": (tanh_shrink, None),
 }
+NAMES = tuple(_TABLE)
+"""Every activation that a recurrence can have, by its Keras name."""
 _FUNCTIONS = {name: function for name, (function, _) in _TABLE.items()}
 _FUNCTIONS |= {"swish": jax.nn.silu, "hard_swish": jax.nn.hard_silu}
 _NAMES: dict[Activation, str] = {function: name for name, (function, _) in _TABLE.items()}

@@ -13,8 +13,7 @@ import pytest
 import reference
 from jax.flatten_util import ravel_pytree
 
-from flax_srnn import RNN, Bidirectional, Scan, SimpleRNN, SimpleRNNCell, simple_rnn
-from flax_srnn.benchmark.process import ACTIVATIONS
+from flax_srnn import RNN, Bidirectional, Scan, SimpleRNN, SimpleRNNCell, activations, simple_rnn
 from flax_srnn.core.tuning import Tuning
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -239,7 +238,7 @@ def soiled(inputs, mask):
     return (np.where(mask[..., None], inputs, filling).astype(inputs.dtype) for filling in (0, dirt))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", activations.NAMES)
 def test_masked_steps_reach_nothing(activation):
     """Outputs and all gradients are finite, and the same as with zeros there to the last bit."""
     case = replace(activation=activation, go_backwards=activation < "m", return_sequences=activation != "tanh")

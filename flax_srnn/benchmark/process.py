@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "ACTIVATIONS", "GRID", "LONG", "NARROW", "NETWORKS", "OPTIONS", "OTHER", "OURS", "SECTIONS", "TOLERANCE",
+    "GRID", "LONG", "NARROW", "NETWORKS", "OPTIONS", "OTHER", "OURS", "SECTIONS", "TOLERANCE",
     "TORCH_SECTIONS", "Case", "Contestants", "MeasurementError", "Model", "Plan", "Problem", "Record", "Shape",
     "alternate", "check_agreement", "fingerprint", "label", "problem", "process", "program", "race",
 ]  # fmt: skip
@@ -62,13 +62,6 @@ LONG: Shape = (8, 100_000, 8, 128)
 """The shape of the memory section: it is compiled, never executed."""
 NARROW: Shape = (1, 8192, 8, 128)
 """The shape of the chunked solver: one long sequence, and a step too small for two cores."""
-ACTIVATIONS = (
-    "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu",
-    "linear", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink",
-    "softmax", "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "tanh",
-    "tanh_shrink",
-)  # fmt: skip
-"""Every activation that a recurrence can have, by its Keras name."""
 
 TOLERANCE = {"bfloat16": 0.1}  # eight bits of mantissa, through a whole recurrence
 """Relative difference from the first contestant's arrays up to which a contestant computes the same; else 1e-3."""
@@ -330,7 +323,9 @@ def _memory(plan: Plan, contestants: Contestants) -> Iterator[Record]:
 def _length(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     import jax
 
-    for activation in ("tanh", "gelu") if plan.quick else ACTIVATIONS:
+    from flax_srnn import activations
+
+    for activation in ("tanh", "gelu") if plan.quick else activations.NAMES:
         for batch, mask in ((1, False), (1, True), (8, False), (8, True)):
             calls = {}
             for steps in (500, 4000):

@@ -12,7 +12,7 @@ from flax.core import meta, unfreeze
 from flax_srnn import validation
 from flax_srnn.layers.driving import DIRECTIONS
 from flax_srnn.nnx.cells import SimpleCellModule, StackedRNNCells, plain
-from flax_srnn.nnx.layers import RNN, Bidirectional, _place
+from flax_srnn.nnx.layers import RNN, Bidirectional, cell_path
 
 __all__ = ["from_linen", "to_linen"]
 
@@ -87,6 +87,6 @@ def _simple_cells(module: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
     elif isinstance(module, (RNN, StackedRNNCells)):
         cells = module._cells() if isinstance(module, RNN) else plain(module.cells)
         for i, cell in enumerate(cells):
-            yield from _simple_cells(cell, (*path, *_place(cells, i)))
+            yield from _simple_cells(cell, (*path, *cell_path(cells, i)))
     else:
         raise ValueError(f"a {type(module).__name__} is no layer or cell of this library: its Linen twin is not known.")

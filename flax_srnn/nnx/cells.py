@@ -113,10 +113,12 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
       kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on them, a Keras name, a Keras config, a
         callable array -> scalar, or None; `flax_srnn.nnx.regularization_loss` sums them.
       kernel_constraint, recurrent_constraint, bias_constraint: projections of them, a Keras name, a Keras config, a
-        callable array -> array, or None. They change nothing here: `flax_srnn.nnx.collect_constraints` finds them for `keep_constraints`.
+        callable array -> array, or None. They change nothing here: `flax_srnn.nnx.collect_constraints` finds
+        them for `keep_constraints`.
       dropout, recurrent_dropout: the fraction of inputs and of states dropped in training, from 0 to 1; one mask for all
         steps of a call.
-      seed: an integer that stands in for the stream "dropout" of `rngs` where there is none; it draws the same masks in every call.
+      seed: an integer that stands in for the stream "dropout" of `rngs` where there is none; it draws the same masks in
+        every call.
       dtype: of the computation, None for the common one of parameters and inputs.
       param_dtype: of the parameters.
       precision: of the matrix products, as in `jax.numpy.dot`.

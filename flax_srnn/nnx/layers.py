@@ -22,7 +22,7 @@ from flax_srnn.layers import states as _states
 from flax_srnn.layers.driving import DIRECTIONS
 from flax_srnn.nnx.cells import Checked, SimpleCellModule, SimpleRNNCell, StackedRNNCells, drive_any, listed, plain
 
-__all__ = ["RNN", "Bidirectional", "Carry", "Penalty", "SimpleRNN", "reset_states"]
+__all__ = ["RNN", "Bidirectional", "Carry", "Layer", "Penalty", "SimpleRNN", "cell_path", "reset_states"]
 
 
 class Carry(nnx.Variable):
@@ -58,7 +58,7 @@ class _Recurrent(Checked):
         raise NotImplementedError  # every layer below has its own
 
 
-class _Layer(_Recurrent):
+class Layer(_Recurrent):
     """Its cells one after the other, and the states between calls."""
 
     stateful: bool
@@ -71,7 +71,7 @@ class _Layer(_Recurrent):
     def _run(self, steps: Steps, initial_state: Any, training: bool | None, path: tuple[str, ...] = ()) -> Any:
         cells = self._cells()
         drives = [
-            functools.partial(cell.drive, training, (*path, *_place(cells, i)))
+            functools.partial(cell.drive, training, (*path, *cell_path(cells, i)))
             if driving.is_simple(cell, SimpleRNN, SimpleRNNCell)
             else functools.partial(drive_any, cell, training)
             for i, cell in enumerate(cells)
@@ -120,7 +120,7 @@ class _Layer(_Recurrent):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
+class SimpleRNN(SimpleCellModule, Layer, options.SimpleRNNOptions):
     """A simple RNN over a sequence, with every option of Keras's: h_t = act((x_t ∘ d_x) W + b + (h_{t-1} ∘ d_h) U).
 
     Parameters, `nnx.Param`s: `kernel` W (F, U), `recurrent_kernel` U (U, U), with `use_bias` `bias` b (U,), with
@@ -136,10 +136,12 @@ class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
       kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties on them, a Keras name, a Keras config, a
         callable array -> scalar, or None; `flax_srnn.nnx.regularization_loss` sums them.
       kernel_constraint, recurrent_constraint, bias_constraint: projections of them, a Keras name, a Keras config, a
-        callable array -> array, or None. They change nothing here: `flax_srnn.nnx.collect_constraints` finds them for `keep_constraints`.
+        callable array -> array, or None. They change nothing here: `flax_srnn.nnx.collect_constraints` finds
+        them for `keep_constraints`.
       dropout, recurrent_dropout: the fraction of inputs and of states dropped in training, from 0 to 1; one mask for all
         steps of a call.
-      seed: an integer that stands in for the stream "dropout" of `rngs` where there is none; it draws the same masks in every call.
+      seed: an integer that stands in for the stream "dropout" of `rngs` where there is none; it draws the same masks in
+        every call.
       dtype: of the computation, None for the common one of parameters and inputs.
       param_dtype: of the parameters.
       precision: of the matrix products, as in `jax.numpy.dot`.
@@ -193,7 +195,7 @@ class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNN(_Layer, options.RNNOptions):
+class RNN(Layer, options.RNNOptions):
     """Drives any `flax.nnx.RNNCellBase`, or a list of them stacked first to last, over a sequence.
 
     Its parameters are those of its cells.
@@ -295,7 +297,7 @@ class Bidirectional(_Recurrent, options.BidirectionalOptions):
 
     def __post_init__(self, rngs: nnx.Rngs | None) -> None:
         self.check()
-        driving.check_layers(self, _Layer)
+        driving.check_layers(self, Layer)
         if self.backward_layer is None:
             if rngs is None:
                 raise ValueError(
@@ -346,11 +348,11 @@ def reset_states(model: nnx.Module) -> None:
     [[0.0, 0.0]]
     """
     for _, module in nnx.iter_graph(model):
-        if isinstance(module, _Layer) and module.stateful and module.states is not None:
+        if isinstance(module, Layer) and module.stateful and module.states is not None:
             module.reset_states()
 
 
-def _place(cells: list[Any], i: int) -> tuple[str, ...]:
+def cell_path(cells: list[Any], i: int) -> tuple[str, ...]:
     """Where the parameters of cell i are below its layer's: one cell shares the layer's own place."""
     return () if len(cells) == 1 else (f"cells_{i}",)
 

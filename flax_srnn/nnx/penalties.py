@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 
 from flax_srnn.nnx.cells import SimpleCellModule
-from flax_srnn.nnx.layers import _Layer
+from flax_srnn.nnx.layers import Layer
 
 __all__ = ["collect_constraints", "regularization_loss"]
 
@@ -28,7 +28,7 @@ def regularization_loss(model: nnx.Module) -> jax.Array:
     for _, module in nnx.iter_graph(model):
         if isinstance(module, SimpleCellModule):
             total = sum(module.penalties(module.params()).values(), total)
-        if isinstance(module, _Layer) and module.activity_loss is not None:
+        if isinstance(module, Layer) and module.activity_loss is not None:
             total = total + module.activity_loss[...]
             module.activity_loss[...] = jnp.zeros_like(module.activity_loss[...])
     return total
