@@ -586,7 +586,7 @@ def no_loop(monkeypatch):
     def loop(*_, **__):
         raise LoopReachedError
 
-    for module, function in ((recurrence, "_run"), (recurrence, "plain"), (nn, "scan"), (jax.lax, "scan")):
+    for module, function in ((recurrence.Scan, "run"), (recurrence, "plain"), (nn, "scan"), (jax.lax, "scan")):
         monkeypatch.setattr(module, function, loop)
 
 

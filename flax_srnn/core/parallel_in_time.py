@@ -149,13 +149,13 @@ def _swept(sweeps: Sweeps, record: Record, p: Problem) -> tuple[Any, Any]:
     """What `solve` returns, and for the backward pass: the starts of all pieces, all states folded, whether pieces agree."""
 
     def sweep(starts: jax.Array, results: Any) -> tuple[jax.Array, Any]:
-        ends, states, _ = recurrence.forward(sweeps.scan, record, _folded(sweeps, p, starts), results[1])
+        ends, states = recurrence.forward(sweeps.scan, record, _folded(sweeps, p, starts), results[1])
         return ends.reshape(starts.shape), (starts, states)
 
     rows, units = p.initial_state.shape
     anywhere = jnp.broadcast_to(p.initial_state[:, None], (rows, sweeps.pieces, units))
     folded = _folded(sweeps, p, anywhere)
-    guess, _, _ = recurrence.forward(sweeps.scan, "nothing", _last_steps_of(sweeps, folded, p.reverse), None)
+    guess, _ = recurrence.forward(sweeps.scan, "nothing", _last_steps_of(sweeps, folded, p.reverse), None)
     states = recurrence.empty_states(folded) if record == "states" else None
     ends, (starts, states), agree, number = _until_agreed(
         sweep, p.initial_state, guess.reshape(anywhere.shape), (anywhere, states), p.reverse, sweeps, least=1.0

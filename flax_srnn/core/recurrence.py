@@ -83,9 +83,11 @@ class Scan:
     def check(self, problem: Problem) -> None:
         """Every problem can be solved."""
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(self, problem: Problem) -> tuple[jax.Array, jax.Array | None]:
         """(final state (B, U), states in the layout of the inputs or None)."""
-        return _run(self, problem)
+        p = reverse_mode_only(problem)
+        return forward(self, "states", p, empty_states(p)) if p.return_states else forward(self, "nothing", p, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,25 +124,14 @@ def plain(p: Problem) -> tuple[jax.Array, jax.Array]:
     return final, jnp.moveaxis(states, 0, p.time_axis)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run(how: Scan, p: Problem) -> tuple[jax.Array, Any]:
-    return _scan(how, "states" if p.return_states else "nothing", reverse_mode_only(p))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(how: Scan, record: Record, p: Problem) -> tuple[jax.Array, Any]:
-    """(final state, what is recorded)."""
-    final, states, checkpoints = forward(how, record, p, empty_states(p) if record == "states" else None)
-    return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[record]
-
-
 def empty_states(p: Problem) -> jax.Array:
     """Where all states go."""
     return _buffer(p, p.sizes[1], 0.0)
 
 
-def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[jax.Array, Any, Any]:
-    """(final state, `states` overwritten with all states, one state at the start of every block), the last two if recorded."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[jax.Array, Any]:
+    """(final state, what is recorded); `states`, None unless they are recorded, is an array to be overwritten with them."""
 
     def block(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
         h, states = carry
@@ -150,7 +141,7 @@ def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> 
     (final, states), checkpoints = blocks.for_blocks(
         block, (p.initial_state, states), p.sizes[1], _block_size(how, p), p.reverse, p.unroll
     )
-    return final, states, checkpoints
+    return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[record]
 
 
 def _forward_block(
@@ -183,22 +174,24 @@ def _windows(p: Problem, start: Any, count: int) -> tuple[jax.Array, Any, Any]:
     return blocks.window(p.inputs, start, count, p.time_axis), mask, resets
 
 
-def _scan_forward(how: Scan, record: Record, p: Problem) -> tuple[Any, Any]:
+def _forward_rule(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[Any, Any]:
     kept = _kept(how, record, p)
-    # Bound again through `_scan`, so that what is kept has the hand-written derivative too, for gradients of gradients.
-    final, recorded = _scan(how, kept, p)
+    if kept == "states" and states is None:
+        states = empty_states(p)
+    # Bound again through `forward`, so that what is kept has the hand-written derivative too, for gradients of gradients.
+    final, recorded = forward(how, kept, p, states)
     return (final, recorded if kept == record else None), (p, recorded)
 
 
-def _scan_backward(how: Scan, record: Record, residuals: Any, cotangents: Any) -> tuple[Problem]:
+def _backward_rule(how: Scan, record: Record, residuals: Any, cotangents: Any) -> tuple[Problem, None]:
     p, recorded = residuals
     final_cotangent, states_cotangent = cotangents
     if record != "states":
         states_cotangent = None
-    return (pullback(how, _kept(how, record, p), p, recorded, final_cotangent, states_cotangent),)
+    return pullback(how, _kept(how, record, p), p, recorded, final_cotangent, states_cotangent), None
 
 
-_scan.defvjp(_scan_forward, _scan_backward)
+forward.defvjp(_forward_rule, _backward_rule)
 
 
 def _kept(how: Scan, record: Record, p: Problem) -> Record:

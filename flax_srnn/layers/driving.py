@@ -1,8 +1,9 @@
 """The forward pass of the layers, for both families: all that does not depend on where variables and keys are kept.
 
 A family (Flax Linen, Flax NNX) fetches arrays and keys from its modules, calls these functions, and stores what they
-return. A *drive* is what a layer does with one of its cells: the cell over a whole sequence. A stack is driven cell by
-cell, which gives the same numbers as step by step and lets every SimpleRNNCell run in the fast loop.
+return. A layer hands down its cells: of a SimpleRNNCell how to fetch its arrays (`SimpleCell`), of any other how to drive
+it over a whole sequence (`Drive`). A stack is driven cell by cell, which gives the same numbers as step by step and lets
+every SimpleRNNCell run in the fast loop.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "DIRECTIONS",
     "Drive",
     "Pass",
+    "SimpleCell",
     "Start",
     "bidirectional",
     "check_cells",
@@ -66,8 +68,15 @@ class Start(NamedTuple):
         return "variables['carry']['states']" if self.recorded else "initial_state"
 
 
+class SimpleCell(NamedTuple):
+    """A SimpleRNNCell or SimpleRNN of a family: its options, and `fetch(inputs)`, its weights and the call's dropout key."""
+
+    options: options.CellOptions
+    fetch: Callable[[jax.Array], tuple[Weights, jax.Array | None]]
+
+
 class Drive(Protocol):
-    """A cell over a sequence: (initial state, final state, outputs)."""
+    """Any cell over a sequence: (initial state, final state, outputs)."""
 
     def __call__(self, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]: ...
 
@@ -100,7 +109,7 @@ def _cell(o: options.CellOptions, w: Weights, key: jax.Array | None, x: jax.Arra
 
 
 def step(
-    o: options.CellOptions, w: Weights, carry: Any, x: jax.Array, key: jax.Array | None
+    o: options.CellOptions, carry: Any, x: jax.Array, w: Weights, key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t), with dropout if there is a key for it."""
     hidden = (*x.shape[:-1], int(o.units))
@@ -159,10 +168,10 @@ def steps_of(o: Any, inputs: Any, mask: Any, training: Any, seq_lengths: Any, re
     return sequence.check_steps(inputs, mask, seq_lengths, resets, options.of_sequence(o))
 
 
-def drive_simple(
-    o: options.CellOptions, w: Weights, key: jax.Array | None, steps: Steps, start: Start
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The drive of a SimpleRNNCell or SimpleRNN: all of its steps in the fast loop."""
+def drive_simple(cell: SimpleCell, steps: Steps, start: Start) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The `Drive` of a simple cell: all of its steps in the fast loop."""
+    o = cell.options
+    w, key = cell.fetch(steps.inputs)
     w, inputs = _cast(o, (w, steps.inputs))
     steps = dataclasses.replace(steps, inputs=inputs)
     hidden = (*steps.batch, int(o.units))
@@ -172,8 +181,9 @@ def drive_simple(
     if start.state is not None:
         state = validation.shaped(start.name, validation.single_state(start.state), hidden, "(*batch, U)")
         state = _cast(o, state)
-    cell = _cell(o, w, key, inputs, steps.batch)
-    final, outputs = sequence.run(cell, steps, state, initial if start.recorded else None)
+    final, outputs = sequence.run(
+        _cell(o, w, key, inputs, steps.batch), steps, state, initial if start.recorded else None
+    )
     return initial.astype(final.dtype), final, outputs
 
 
@@ -207,17 +217,19 @@ def drive_any(
 # --- a layer -----------------------------------------------------------------------------------------------------------
 
 
-def layer(o: Any, drives: Sequence[Drive], steps: Steps, initial_state: Any, recorded: Sequence[Any] | None) -> Pass:
+def layer(
+    o: Any, cells: Sequence[SimpleCell | Drive], steps: Steps, initial_state: Any, recorded: Sequence[Any] | None
+) -> Pass:
     """One call of a `SimpleRNN` or `RNN`, whose options are `o`.
 
     Args:
-      drives: of its cells, first to last.
+      cells: first to last.
       steps: the checked sequence, with the order of outputs that the layer or its `Bidirectional` wants.
       initial_state: the call argument, as the user gave it; it wins over `recorded`.
       recorded: the states that an earlier call left behind, one a cell, or None.
     """
     validation.unrollable(steps.options.unroll, steps.count)
-    count = len(drives)
+    count = len(cells)
     if initial_state is not None:
         given = (initial_state,) if count == 1 else validation.per_cell("initial_state", initial_state, count)
         starts = [Start(state, recorded=False) for state in given]
@@ -229,8 +241,9 @@ def layer(o: Any, drives: Sequence[Drive], steps: Steps, initial_state: Any, rec
     wanted = steps.options
     inner = dataclasses.replace(wanted, keep_order=True, zero_output_for_mask=False, return_sequences=True)
     x, initials, finals = steps.inputs, [], []
-    for drive, start, how in zip(drives, starts, [inner] * (count - 1) + [wanted], strict=True):
-        initial, final, x = drive(dataclasses.replace(steps, inputs=x, options=how), start)
+    for cell, start, how in zip(cells, starts, [inner] * (count - 1) + [wanted], strict=True):
+        now = dataclasses.replace(steps, inputs=x, options=how)
+        initial, final, x = drive_simple(cell, now, start) if isinstance(cell, SimpleCell) else cell(now, start)
         initials.append(initial)
         finals.append(final)
     returned = (x, *finals) if o.return_state else x
@@ -310,7 +323,7 @@ def check_layers(o: options.BidirectionalOptions, base: type) -> None:
 
 
 def is_simple(cell: Any, layer_class: type, cell_class: Any) -> bool:
-    """Whether `cell` computes what `simple_rnn` does: a subclass with a step of its own does not."""
+    """Whether a family's `cell` computes what `simple_rnn` does: a subclass with a step of its own does not."""
     own = isinstance(cell, cell_class) and type(cell).__call__ is cell_class.__call__
     return own or isinstance(cell, layer_class)
 

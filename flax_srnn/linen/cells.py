@@ -119,16 +119,11 @@ class SimpleCellModule(Checked):
         seeded = None if self.has_rng("dropout") else self.seed_key(self.path)
         return self.make_rng("dropout") if seeded is None else seeded
 
-    def _penalised(self, in_features: int) -> validation.Weights:
-        params = self.declare(in_features)
+    def fetch(self, training: bool, x: jax.Array) -> tuple[validation.Weights, jax.Array | None]:
+        """The weights for inputs x, and the key for this call's dropout masks; penalties are sown."""
+        params = self.declare(x.shape[-1])
         self._sow_penalties(self.penalties(params))
-        return validation.Weights(**params)
-
-    def drive(self, training: bool, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
-        """This module over a sequence, see `driving.Drive`."""
-        own: Any = self  # its options come from a sibling base
-        weights = self._penalised(steps.inputs.shape[-1])
-        return driving.drive_simple(own, weights, self._key(training), steps, start)
+        return validation.Weights(**params), self._key(training)
 
 
 class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
@@ -172,7 +167,7 @@ class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
         """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t)."""
         validation.flag("training", training)
         x = validation.step_inputs("inputs", inputs)
-        return driving.step(self, self._penalised(x.shape[-1]), carry, x, self._key(training))
+        return driving.step(self, carry, x, *self.fetch(training, x))
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:

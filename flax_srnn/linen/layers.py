@@ -14,7 +14,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flax_srnn.core.sequence import Steps
 from flax_srnn.layers import driving, options
 from flax_srnn.layers import states as _states
 from flax_srnn.layers.driving import DIRECTIONS
@@ -24,24 +23,7 @@ __all__ = ["RNN", "Bidirectional", "SimpleRNN"]
 
 
 class _Recurrent(Checked):
-    """A layer over time: checks what it is called with."""
-
-    def __call__(
-        self,
-        inputs: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool = False,
-        seq_lengths: Any = None,
-        resets: Any = None,
-    ) -> jax.Array | Any:
-        steps = driving.steps_of(self._leading(), inputs, mask, training, seq_lengths, resets)
-        return self._run(steps, initial_state, training)
-
-    @nn.nowrap
-    def _leading(self) -> Any:
-        """The layer whose options say how the sequence is laid out."""
-        return self
+    """A layer over time."""
 
     @nn.nowrap
     def reset_states(self, variables: Mapping[str, Any], states: Any = None) -> dict[str, Any]:
@@ -75,15 +57,24 @@ class _Layer(_Recurrent):
         """A copy that goes in the other direction."""
         return self._clone(type(self), {"go_backwards": not self.go_backwards})
 
-    def _drive(self, cells: Any, steps: Steps, initial_state: Any, training: bool) -> Any:
-        drives = [
-            functools.partial(cell.drive, training)
+    def __call__(
+        self,
+        inputs: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool = False,
+        seq_lengths: Any = None,
+        resets: Any = None,
+    ) -> jax.Array | Any:
+        steps = driving.steps_of(self, inputs, mask, training, seq_lengths, resets)
+        cells = [
+            driving.SimpleCell(cell, functools.partial(cell.fetch, training))
             if driving.is_simple(cell, SimpleRNN, SimpleRNNCell)
             else functools.partial(drive_any, cell, training)
-            for cell in cells
+            for cell in self._cells()
         ]
         recorded = self._recorded(given=initial_state is not None)
-        done = driving.layer(self, drives, steps, initial_state, recorded)
+        done = driving.layer(self, cells, steps, initial_state, recorded)
         if self.stateful and self.is_mutable_collection(_states.COLLECTION):
             new = done.initial_states if self.is_initializing() else done.final_states
             self.put_variable(_states.COLLECTION, _states.NAME, new)
@@ -161,8 +152,8 @@ class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
     ((32, 10, 4), (32, 4), ['bias', 'kernel', 'recurrent_kernel'])
     """
 
-    def _run(self, steps: Steps, initial_state: Any, training: bool) -> Any:
-        return self._drive([self], steps, initial_state, training)
+    def _cells(self) -> list[Any]:
+        return [self]
 
 
 class RNN(_Layer, options.RNNOptions):
@@ -219,8 +210,8 @@ class RNN(_Layer, options.RNNOptions):
         super()._check()
 
     @nn.compact
-    def _run(self, steps: Steps, initial_state: Any, training: bool) -> Any:
-        return self._drive(bind(listed(self.cell), self.scope), steps, initial_state, training)
+    def _cells(self) -> list[Any]:
+        return bind(listed(self.cell), self.scope)
 
 
 class Bidirectional(_Recurrent, options.BidirectionalOptions):
@@ -279,15 +270,20 @@ class Bidirectional(_Recurrent, options.BidirectionalOptions):
         return driving.reset(self, variables, states)
 
     @nn.nowrap
-    def _leading(self) -> Any:
-        return self.layer
-
-    @nn.nowrap
     def _layers(self) -> tuple[Any, Any]:
         return self.layer, self.backward_layer or self.layer._turned()
 
     @nn.compact
-    def _run(self, steps: Steps, initial_state: Any, training: bool) -> Any:
+    def __call__(
+        self,
+        inputs: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool = False,
+        seq_lengths: Any = None,
+        resets: Any = None,
+    ) -> jax.Array | Any:
+        steps = driving.steps_of(self.layer, inputs, mask, training, seq_lengths, resets)
         layers = self._layers()
         calls = [
             functools.partial(below(self.scope, name, layer), training=training)

@@ -75,19 +75,15 @@ class SimpleCellModule(Checked, options.CellOptions, _InFeatures):
         """All parameters."""
         return {name: getattr(self, name)[...] for name in self.parameters(self.in_features)}
 
-    def weights(self, x: jax.Array) -> validation.Weights:
-        """All parameters, for inputs x; a user may have set them anew."""
-        found = validation.weights(self.params())
-        validation.features(x, found.kernel.shape[0])
-        return found
+    def fetch(
+        self, training: bool | None, path: tuple[str, ...], x: jax.Array
+    ) -> tuple[validation.Weights, jax.Array | None]:
+        """The weights for inputs x, which a user may have set anew, and the key for this call's dropout masks."""
+        weights = validation.weights(self.params())
+        validation.features(x, weights.kernel.shape[0])
+        return weights, self.key(training, path)
 
-    def drive(
-        self, training: bool | None, path: tuple[str, ...], steps: Steps, start: Start
-    ) -> tuple[Any, Any, jax.Array]:
-        """This module over a sequence, see `driving.Drive`."""
-        return driving.drive_simple(self, self.weights(steps.inputs), self.key(training, path), steps, start)
-
-    def key(self, training: bool | None, path: tuple[str, ...] = ()) -> jax.Array | None:
+    def key(self, training: bool | None, path: tuple[str, ...]) -> jax.Array | None:
         """The dropout key of a call; None where nothing is dropped. `path` tells cells with equal seeds apart."""
         if not self.drops(not self.deterministic if training is None else training):
             return None
@@ -144,7 +140,7 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
         if training is not None:
             validation.flag("training", training)
         x = validation.step_inputs("inputs", inputs)
-        return driving.step(self, self.weights(x), carry, x, self.key(training))
+        return driving.step(self, carry, x, *self.fetch(training, (), x))
 
     # Without Flax's `carry_init`: the state starts from zeros, as in Keras.
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]

@@ -33,8 +33,15 @@ class Penalty(nnx.Variable):
     """The activity penalties of a layer's calls since `regularization_loss` last took them."""
 
 
-class _Recurrent(Checked):
-    """A layer over time: checks what it is called with."""
+class Layer(Checked):
+    """A layer over time: its cells one after the other, and the states between calls."""
+
+    stateful: bool
+    activity_regularizer: Any
+
+    def _begin(self) -> None:
+        self.states: Any = nnx.data(None)
+        self.activity_loss: Any = nnx.data(None if self.activity_regularizer is None else Penalty(jnp.zeros(())))
 
     def __call__(
         self,
@@ -46,37 +53,19 @@ class _Recurrent(Checked):
         resets: Any = None,
     ) -> jax.Array | Any:
         given = False if training is None else training
-        steps = driving.steps_of(self._leading(), inputs, mask, given, seq_lengths, resets)
-        return self._run(steps, initial_state, training)
+        steps = driving.steps_of(self, inputs, mask, given, seq_lengths, resets)
+        return self._call(steps, initial_state, training, ())
 
-    def _leading(self) -> Any:
-        """The layer whose options say how the sequence is laid out."""
-        return self
-
-    def _run(self, steps: Steps, initial_state: Any, training: bool | None) -> Any:
-        """What the layers differ in."""
-        raise NotImplementedError  # every layer below has its own
-
-
-class Layer(_Recurrent):
-    """Its cells one after the other, and the states between calls."""
-
-    stateful: bool
-    activity_regularizer: Any
-
-    def _begin(self) -> None:
-        self.states: Any = nnx.data(None)
-        self.activity_loss: Any = nnx.data(None if self.activity_regularizer is None else Penalty(jnp.zeros(())))
-
-    def _run(self, steps: Steps, initial_state: Any, training: bool | None, path: tuple[str, ...] = ()) -> Any:
-        cells = self._cells()
-        drives = [
-            functools.partial(cell.drive, training, (*path, *cell_path(cells, i)))
+    def _call(self, steps: Steps, initial_state: Any, training: bool | None, path: tuple[str, ...]) -> Any:
+        """A call at a place in the model, which tells layers with equal seeds apart."""
+        own = self._cells()
+        cells = [
+            driving.SimpleCell(cell, functools.partial(cell.fetch, training, (*path, *cell_path(own, i))))
             if driving.is_simple(cell, SimpleRNN, SimpleRNNCell)
             else functools.partial(drive_any, cell, training)
-            for i, cell in enumerate(cells)
+            for i, cell in enumerate(own)
         ]
-        done = driving.layer(self, drives, steps, initial_state, self._recorded())
+        done = driving.layer(self, cells, steps, initial_state, self._recorded())
         if self.stateful:
             self._record(done.final_states)
         if done.activity_penalty is not None:
@@ -254,7 +243,7 @@ class RNN(Layer, options.RNNOptions):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class Bidirectional(_Recurrent, options.BidirectionalOptions):
+class Bidirectional(Checked, options.BidirectionalOptions):
     """Runs a layer over the sequence in both directions and merges the outputs, step by step in the order of the inputs.
 
     Its parameters are those of `layer` and `backward_layer`.
@@ -310,13 +299,20 @@ class Bidirectional(_Recurrent, options.BidirectionalOptions):
     def stateful(self) -> bool:
         return self.layer.stateful
 
-    def _leading(self) -> Any:
-        return self.layer
-
-    def _run(self, steps: Steps, initial_state: Any, training: bool | None) -> Any:
+    def __call__(
+        self,
+        inputs: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = None,
+        seq_lengths: Any = None,
+        resets: Any = None,
+    ) -> jax.Array | Any:
+        given = False if training is None else training
+        steps = driving.steps_of(self.layer, inputs, mask, given, seq_lengths, resets)
         layers = (self.layer, self.backward_layer)
         calls = [
-            functools.partial(layer._run, training=training, path=(name,))
+            functools.partial(layer._call, training=training, path=(name,))
             for layer, name in zip(layers, DIRECTIONS, strict=True)
         ]
         counts = [len(layer._cells()) for layer in layers]
