@@ -7,10 +7,11 @@ their cases from here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from flax_srnn.core.tuning import Tuning
 
@@ -148,3 +149,10 @@ SINGLE = [
 """Every option, alone or with the ones that it needs."""
 DRAWN = list(_drawn(50, seed=1))
 """Random combinations."""
+
+
+def thinned(values: Iterable[Any], keep: int) -> list[Any]:
+    """All values of a table as parameters of a test; but for `keep` of them, spread evenly, they are slow: CI runs the rest."""
+    values = list(values)
+    kept = {int(place) for place in np.linspace(0, len(values) - 1, keep)}
+    return [value if i in kept else pytest.param(value, marks=pytest.mark.slow) for i, value in enumerate(values)]

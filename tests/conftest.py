@@ -47,8 +47,22 @@ def x64():
     jax.config.update("jax_enable_x64", False)
 
 
-def pytest_terminal_summary(terminalreporter):
-    """One line on the parity with Keras: how many configurations, and the worst errors."""
+QUICK = ("test_house", "test_simple_rnn", "test_bad_input", "test_implementations", "test_readme", "test_mutations")
+"""The files of `pytest -m quick`: the order of the house, the oracle, and what is refused."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What was left out; and on the parity with Keras, how many configurations, and the worst errors."""
+    if config.option.markexpr == "not slow":
+        terminalreporter.write_line(
+            "Left out: what is marked slow (`pytest -m slow` runs it, `pytest -m ''` runs all)."
+        )
     reports = itertools.chain.from_iterable(terminalreporter.stats.values())
     calls = [report for report in reports if getattr(report, "when", None) == "call"]
     errors = [value for report in calls for name, value in report.user_properties if name == PARITY]

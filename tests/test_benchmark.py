@@ -111,6 +111,7 @@ def test_every_section_yields_figures_of_this_library(section, monkeypatch):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_measures_and_writes_a_new_folder(tmp_path, capsys):
     """All peers in a process of their own; that they compute the same is checked there, before they are timed."""
     pytest.importorskip("keras")

@@ -34,7 +34,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", cases.thinned(CASES, 6), ids=str)
 def test_values_and_gradients(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, **EXACT)
@@ -43,7 +43,7 @@ def test_values_and_gradients(case):
     assert_derivative(problem, grads)
 
 
-@pytest.mark.parametrize("case", [*cases.SINGLE[4::2], *cases.DRAWN[:8]], ids=str)
+@pytest.mark.parametrize("case", cases.thinned([*cases.SINGLE[4::2], *cases.DRAWN[:8]], 10), ids=str)
 def test_values(case):
     problem = case.problem()
     returned = call(simple_rnn, problem, unroll=case.unroll, **EXACT)
@@ -86,7 +86,7 @@ def outputs_and_gradients(params, inputs, **options):
     return outputs, grads
 
 
-@pytest.mark.parametrize("pieces", [7, None])  # 600 is no multiple of 7
+@pytest.mark.parametrize("pieces", cases.thinned([7, None], 1))  # 600 is no multiple of 7
 @pytest.mark.parametrize(("gain", "activation"), [(0.3, "tanh"), (0.98, None), (1.0, None), (1.8, "tanh")])
 def test_no_network_makes_it_wrong(gain, activation, pieces):
     """Forgetting, forgetting slowly, never forgetting, chaotic."""

@@ -151,6 +151,13 @@ def test_init_params(dtype):
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(6), atol=4 * float(jnp.finfo(dtype).eps))
 
 
+def test_init_params_draws_from_keys_of_their_own():
+    names = ("kernel_initializer", "recurrent_initializer", "bias_initializer")
+    params = init_params(jax.random.key(0), 4, 4, **dict.fromkeys(names, "normal"))
+    drawn = [np.ravel(value)[:4].tolist() for value in params.values()]
+    assert len({tuple(values) for values in drawn}) == 3
+
+
 # --- layers ------------------------------------------------------------------------------------------------------------
 
 

@@ -112,7 +112,9 @@ _TIMES = [(case, "t") for case in _CASES if case != "unrolled by 2"]
 _TIMES += [(case, 6) for case in ("unrolled by 2", "no initial state", "mask, lengths and resets, backwards")]
 
 
-@pytest.mark.parametrize(("case", "time"), _TIMES)
+@pytest.mark.parametrize(
+    ("case", "time"), [pair if i % 2 else pytest.param(*pair, marks=pytest.mark.slow) for i, pair in enumerate(_TIMES)]
+)
 def test_options_with_symbolic_sizes(params, case, time):
     options, arrays = _CASES[case]
     arrays = {"inputs": ("tbf" if options.get("time_major") else "btf", _FLOATS)} | arrays

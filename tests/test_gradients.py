@@ -91,7 +91,7 @@ def assert_derivative(problem, grads):
 # --- every combination of options --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", cases.SINGLE[:3] + cases.DRAWN[30:], ids=str)
+@pytest.mark.parametrize("case", cases.thinned(cases.SINGLE[:3] + cases.DRAWN[30:], 9), ids=str)
 def test_every_gradient(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll)
@@ -182,8 +182,12 @@ def flat_loss(problem, **options):
     return loss, vector
 
 
-@pytest.mark.parametrize("remat", [None, True])
-@pytest.mark.parametrize("case", SECOND_ORDER, ids=str)
+@pytest.mark.parametrize(
+    ("case", "remat"),
+    [(SECOND_ORDER[0], None), (SECOND_ORDER[2], True)]
+    + [pytest.param(*pair, marks=pytest.mark.slow) for pair in [(SECOND_ORDER[1], None), (SECOND_ORDER[1], True)]],
+    ids=str,
+)
 def test_second_derivatives(case, remat):
     problem = case.problem()
     loss, vector = flat_loss(problem, implementation=Scan(remat))
@@ -193,6 +197,7 @@ def test_second_derivatives(case, remat):
     np.testing.assert_allclose(jax.jit(jax.jacrev(jax.grad(loss)))(vector), expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_third_derivative():
     slopes = []
     for implementation in ("scan", "autodiff"):
@@ -238,7 +243,7 @@ def soiled(inputs, mask):
     return (np.where(mask[..., None], inputs, filling).astype(inputs.dtype) for filling in (0, dirt))
 
 
-@pytest.mark.parametrize("activation", activations.NAMES)
+@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 9))
 def test_masked_steps_reach_nothing(activation):
     """Outputs and all gradients are finite, and the same as with zeros there to the last bit."""
     case = replace(activation=activation, go_backwards=activation < "m", return_sequences=activation != "tanh")
@@ -264,7 +269,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", cases.thinned(LAYERS, 4))
 def test_masked_steps_reach_nothing_in_layers(name):
     """Padding on the right, on the left, between, and rows without a used step."""
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import cases
 import h5py
 import jax
 import numpy as np
@@ -619,7 +620,7 @@ def damaged(rng, genuine, inside):
     return path
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", cases.thinned(range(4), 1))
 def test_damaged_files(part, genuine, inside):
     outcomes: collections.Counter = collections.Counter()
     slowest = 0.0

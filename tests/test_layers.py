@@ -411,6 +411,16 @@ def test_learned_initial_state_in_both_directions():
         same(state, np.broadcast_to(variables["params"][name]["initial_state"], (B, U)))
 
 
+def test_packed_segments_never_see_each_other():
+    """In both directions a segment comes out as it does alone."""
+    layer = Bidirectional(SimpleRNN(U, return_sequences=True), None)
+    variables = drawn(layer, X)
+    packed = layer.apply(variables, X, resets=np.arange(T) == np.full((B, 1), 2))
+    alone = [layer.apply(variables, segment) for segment in (X[:, :2], X[:, 2:])]
+    for outputs, segments in zip(packed, zip(*alone, strict=True), strict=True):
+        close(outputs, np.concatenate(segments, 1))
+
+
 def test_boxed_parameters_are_used_like_bare_ones():
     box = functools.partial(nn.with_partitioning, names=(None, "units"))
     init = nn.initializers.normal()

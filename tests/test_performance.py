@@ -131,7 +131,7 @@ UNIT = 4 * 8 * 100_000 * 128
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        ({}, 2.05),
+        ({}, 2.05 if jax.__version_info__ >= (0, 10) else 3.05),  # before, XLA kept one array of all outputs more
         ({"return_sequences": False}, 0.02),
         ({"return_sequences": False, "implementation": Scan(remat=False)}, 1.05),
     ],

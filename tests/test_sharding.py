@@ -53,7 +53,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", cases.thinned(LAYERS, 2))
 def test_partitioned_layers(name, mesh):
     """Data-sharded inputs, unit-sharded parameters made in place by a sharded `init`."""
     layer = LAYERS[name]
@@ -147,12 +147,12 @@ def data_parallel(case, mesh, **options):
 
 
 @both
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases.thinned(CASES, 2))
 def test_shard_map(name, implementation, mesh):
     same(*data_parallel(CASES[name], mesh, implementation=implementation))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", cases.thinned([True, False], 1))
 def test_shard_map_of_several_blocks(remat, mesh):
     small = Scan(remat, cases.SMALL_BLOCKS)
     same(*data_parallel(SHARDED, mesh, implementation=small))

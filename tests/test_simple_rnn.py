@@ -132,6 +132,14 @@ def test_golden_masks(name, unroll, implementation):
         np.testing.assert_array_equal(outputs[..., 0], expected)
 
 
+@both
+def test_a_reset_at_a_masked_step_is_a_reset_all_the_same(implementation):
+    params = {"kernel": jnp.ones((1, 1)), "recurrent_kernel": jnp.ones((1, 1))}
+    flags = {"mask": [[1, 0, 1]], "resets": [[0, 1, 0]]}
+    final, outputs = simple_rnn(params, jnp.ones((1, 3, 1)), **flags, activation=None, implementation=implementation)
+    assert (final.tolist(), outputs.ravel().tolist()) == ([[1]], [1, 0, 1])
+
+
 def test_mask_of_the_returned_sequence():
     mask = jnp.array([[0, 1, 1, 0], [1, 0, 0, 0]])
     np.testing.assert_array_equal(compute_mask(mask), mask == 1)

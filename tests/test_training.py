@@ -136,6 +136,7 @@ def test_nothing_after_the_last_fitted_year_is_learned(ensemble):
     assert not leaves_equal(fitted(touched), ensemble)
 
 
+@pytest.mark.slow
 def test_networks_fitted_together_are_fitted_as_alone():
     years = np.stack([SERIES.years <= 1850, SERIES.years <= 1920])
     together = fitted(years=years)
@@ -266,6 +267,7 @@ def test_a_folder_that_fills_up_meanwhile_is_left_alone(ensemble, tmp_path, monk
 # The whole job
 
 
+@pytest.mark.slow
 def test_the_bundled_config_beats_the_linear_model(tmp_path):
     assert main(["train", "sunspots", "--workdir", str(tmp_path / "run")]) == 0
     errors = json.loads((tmp_path / "run" / "metrics.json").read_text())["average_relative_variance"]

@@ -15,6 +15,7 @@ CHECKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_users_file(checker, tmp_path):
     program = shutil.which(checker, path=Path(sys.executable).parent)

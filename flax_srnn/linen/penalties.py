@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from flax_srnn import validation
 from flax_srnn.layers.projection import leaves_by_place
@@ -61,28 +62,25 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a flax.linen.Module, got {validation.describe(model)}.")
-    tree: dict[str, Any] = {}
-    shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
+    found: dict[tuple[str, ...], tuple[Any, tuple[int, ...]]] = {}
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if context.method_name == "declare" and isinstance(module, SimpleCellModule):
-            found = module.constraints()
-            if found:
-                node = tree
-                for name in module.path:
-                    node = node.setdefault(name, {})
-                node.update(found)
-                table = module.parameters(*args)
-                shapes.update({(*module.path, name): table[name][1] for name in found})
+            table = module.parameters(*args)
+            found.update({(*module.path, name): (c, table[name][1]) for name, c in module.constraints().items()})
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
         variables = jax.eval_shape(lambda: model.init(*args, **kwargs))
+    constraints = {}
+    # Only what is there: a copy of a cell, made to learn the shape of its output, declares its parameters elsewhere.
     for place, leaf in leaves_by_place(variables.get("params", {})):
-        if shapes.get(place, leaf.shape) != leaf.shape:
-            raise ValueError(
-                f"`model` stacks the constrained parameter {'/'.join(place)}: {shapes[place]} for one layer, got {leaf.shape}. "
-                "Leave the constraint out there, and give `keep_constraints` one of your own for the whole stack."
-            )
-    return tree
+        if place in found:
+            constraints[place], shape = found[place]
+            if shape != leaf.shape:
+                raise ValueError(
+                    f"`model` stacks the constrained parameter {'/'.join(place)}: {shape} for one layer, got {leaf.shape}. "
+                    "Leave the constraint out there, and give `keep_constraints` one of your own for the whole stack."
+                )
+    return traverse_util.unflatten_dict(constraints)
