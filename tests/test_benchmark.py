@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import cases
 import numpy as np
 import pytest
 
@@ -95,7 +96,10 @@ def test_the_arrays_of_a_case():
     assert {a.dtype for a in (stack.inputs, stack.cotangent, *stack.params[0].values())} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("section", ["forward", "options", "bfloat16", "chunked", "length", "memory", "compilation"])
+SECTIONS = ["forward", "options", "bfloat16", "chunked", "memory", "length", "compilation"]
+
+
+@pytest.mark.parametrize("section", cases.thinned(SECTIONS, 3))
 def test_every_section_yields_figures_of_this_library(section, monkeypatch):
     monkeypatch.setattr(activations, "NAMES", ("tanh",))
     monkeypatch.setattr(process, "NARROW", (1, 256, 2, 8))

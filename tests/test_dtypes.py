@@ -55,7 +55,7 @@ def total(returned):
 # --- the functional core -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 2), ids=name)
 def test_rounded_once(dtype):
     """Half precision is computed in float32: the result is the exact one, rounded; gradients have their array's dtype."""
     params, inputs, arrays, flags, options = CASE.problem()
@@ -119,7 +119,7 @@ def test_precision_reaches_every_product(precision, activation):
             assert (found.group(1) if found else "None") == (f"Precision.{wanted.name}" if wanted else "None")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 2), ids=name)
 @pytest.mark.parametrize("implementation", ["scan", "autodiff"])
 def test_strict_promotion(dtype, implementation):
     """Equal dtypes in, and nowhere do two different ones meet: forward, backward, recomputed, second order."""

@@ -182,6 +182,7 @@ def python_loop():
     return namespace("implementation")["PythonLoop"]()
 
 
+@pytest.mark.slow
 def test_implementation_in_the_table(tmp_path):
     """The page's first fence is the new file, and the diff gives it its name."""
     folder = changed_copy("implementation", tmp_path)
@@ -227,6 +228,7 @@ def test_implementation_against_scan(case, python_loop):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_second_derivatives_and_forward_mode(python_loop):
     problem = cases.Case(mask=True, return_sequences=False).problem()
 
@@ -297,7 +299,7 @@ def twins(cells, leak, **options):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("leak", [LEAK, 1])
+@pytest.mark.parametrize("leak", cases.thinned([LEAK, 1], 1))
 @pytest.mark.parametrize(
     "given",
     [

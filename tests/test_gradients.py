@@ -91,7 +91,7 @@ def assert_derivative(problem, grads):
 # --- every combination of options --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", cases.thinned(cases.SINGLE[:3] + cases.DRAWN[30:], 9), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(cases.SINGLE[:3] + cases.DRAWN[30:], 6), ids=str)
 def test_every_gradient(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll)
@@ -118,7 +118,7 @@ SEVERAL_BLOCKS = [
 """Two whole blocks; two and a rest of one step; one and a rest."""
 
 
-@pytest.mark.parametrize("case", SEVERAL_BLOCKS, ids=str)
+@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 3), ids=str)
 def test_several_blocks(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, implementation=Scan(tuning=cases.SMALL_BLOCKS))
@@ -126,7 +126,7 @@ def test_several_blocks(case):
     assert_close(grads, plain(problem)[1], 1e-11)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", cases.thinned([True, False], 1))
 @pytest.mark.parametrize("case", SEVERAL_BLOCKS[1:3], ids=str)
 def test_recomputed_states(case, remat):
     """Only the final state is returned: the states between are stored, or one in every block is."""
@@ -243,7 +243,7 @@ def soiled(inputs, mask):
     return (np.where(mask[..., None], inputs, filling).astype(inputs.dtype) for filling in (0, dirt))
 
 
-@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 9))
+@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 6))
 def test_masked_steps_reach_nothing(activation):
     """Outputs and all gradients are finite, and the same as with zeros there to the last bit."""
     case = replace(activation=activation, go_backwards=activation < "m", return_sequences=activation != "tanh")
@@ -269,7 +269,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", cases.thinned(LAYERS, 4))
+@pytest.mark.parametrize("name", cases.thinned(LAYERS, 3))
 def test_masked_steps_reach_nothing_in_layers(name):
     """Padding on the right, on the left, between, and rows without a used step."""
     rng = np.random.default_rng(0)

@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import cases
 import jax
 import keras
 import numpy as np
@@ -28,7 +29,7 @@ def other_version(request, tmp_path_factory):
     return request.param, folder
 
 
-@pytest.mark.parametrize("name", ["plain", "nested"])
+@pytest.mark.parametrize("name", cases.thinned(["plain", "nested"], 1))
 def test_predictions_of_other_versions(other_version, name, worst):
     version, folder = other_version
     recorded = np.load(folder / f"{name}.npz")

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import cases
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ _CASES = {
 }
 
 
-@pytest.mark.parametrize("case", _CASES)
+@pytest.mark.parametrize("case", cases.thinned(_CASES, 6))
 def test_simple_rnn_equals_linen(case):
     arguments, call = _CASES[case]
     x = numbers(B, T, F)
@@ -169,7 +170,7 @@ _PAIRS = {
 }
 
 
-@pytest.mark.parametrize("pair", _PAIRS)
+@pytest.mark.parametrize("pair", cases.thinned(_PAIRS, 6))
 def test_layers_of_cells_equal_linen(pair):
     linen, layer = _PAIRS[pair](**SEQUENCES)
     variables = twins(linen, layer)

@@ -2,6 +2,7 @@
 
 import functools
 
+import cases
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -230,7 +231,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", cases.thinned(OPTIMIZERS, 2))
 @pytest.mark.parametrize("options", CONSTRAINTS, ids=lambda options: "-".join(options))
 def test_constraints_equal_keras_after_several_steps(options, optimizer):
     """The same random gradients for Keras's optimizer and for Optax."""
