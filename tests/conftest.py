@@ -6,6 +6,7 @@ Unless XLA_FLAGS says otherwise, LLVM optimises little: most of the time goes in
 import gc
 import itertools
 import os
+import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +18,11 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What several files compile alike, mostly single operations on small arrays, each process compiles once in a session.
+_compiled = tempfile.TemporaryDirectory(prefix="flax-srnn-tests-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 PARITY = "keras parity"
 collect_ignore = ["typed"]  # read by type checkers, never run

@@ -151,6 +151,7 @@ def test_a_fresh_lambda_is_a_compilation(caplog):
 # --- a Keras layer -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keras_layer(tmp_path):
     """Also the other formats, what is refused, and the docstring that a test of `load_model` wants."""
     more = """
