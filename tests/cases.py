@@ -7,6 +7,7 @@ their cases from here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -147,6 +148,10 @@ SINGLE = [
     Case(sizes=WIDE, activation="silu", mask=True, recurrent_dropout_mask=True, go_backwards=True),
 ]
 """Every option, alone or with the ones that it needs."""
+EVERYTHING = functools.partial(
+    Case, initial_state=True, mask=True, resets=True, input_dropout_mask=True, recurrent_dropout_mask=True
+)
+"""A case with all arrays given; `reset_state` goes with them where it matters."""
 DRAWN = list(_drawn(50, seed=1))
 """Random combinations."""
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from test_gradients import assert_close, assert_derivative, call, compiled, plain
+from programs import assert_close, assert_derivative, call, compiled, plain
 
 import flax_srnn
 import flax_srnn.nnx
@@ -16,9 +16,6 @@ from flax_srnn import Chunked, chunked, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
 EXACT = {"implementation": Chunked(pieces=3, tol=1e-15)}
-EVERYTHING = functools.partial(
-    cases.Case, initial_state=True, mask=True, resets=True, input_dropout_mask=True, recurrent_dropout_mask=True
-)
 CASES = [
     cases.Case(),
     cases.Case(bias=False, learned_state=True, sizes=cases.WIDE),  # 5 steps in 3 pieces: the last holds one
@@ -27,14 +24,14 @@ CASES = [
     cases.Case(go_backwards=True, initial_state=True),
     cases.Case(return_sequences=False, seq_lengths=True),
     cases.Case(batch=(), mask=True, sizes=cases.ONE_FEATURE),
-    EVERYTHING(),
-    EVERYTHING(reset_state=True, time_major=True, go_backwards=True, activation="softmax"),
-    EVERYTHING(reset_state=True, sizes=cases.WIDE, batch=(2, 2), keep_order=True, go_backwards=True),
-    EVERYTHING(unroll=2, zero_output_for_mask=True, learned_state=True),
+    cases.EVERYTHING(),
+    cases.EVERYTHING(reset_state=True, time_major=True, go_backwards=True, activation="softmax"),
+    cases.EVERYTHING(reset_state=True, sizes=cases.WIDE, batch=(2, 2), keep_order=True, go_backwards=True),
+    cases.EVERYTHING(unroll=2, zero_output_for_mask=True, learned_state=True),
 ]
 
 
-@pytest.mark.parametrize("case", cases.thinned(CASES, 4), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(CASES, 6), ids=str)
 def test_values_and_gradients(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, **EXACT)
@@ -51,7 +48,7 @@ def test_values(case):
 
 
 def test_gradients_of_gradients():
-    problem = EVERYTHING().problem()
+    problem = cases.EVERYTHING().problem()
 
     def slope(inputs, **options):
         def loss(inputs):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_gradients import assert_close, call, gradients
+from programs import assert_close, call, gradients
 from test_performance import compilations
 
 import flax_srnn

@@ -8,27 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from programs import call, values
 
 from flax_srnn import Scan, cell_step, compute_mask, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
 both = pytest.mark.parametrize("implementation", ["scan", "autodiff"])
-
-
-def call(function, problem, **options):
-    """`function`, ours or the oracle, on the arrays of a problem."""
-    arguments = {**problem.arrays, **problem.flags, **problem.options, **options}
-    return function(problem.params, problem.inputs, **arguments)
-
-
-def compiled(problem, **options):
-    """Ours under the user's own `jit`, all arrays traced."""
-
-    def run(params, inputs, arrays, flags):
-        return simple_rnn(params, inputs, **arrays, **flags, **problem.options | options)
-
-    return jax.jit(run)(*problem[:4])
 
 
 def assert_same(actual, expected):
@@ -45,14 +31,14 @@ def test_every_option_equals_the_oracle(case):
     problem = case.problem()
     expected = call(reference.simple_rnn, problem)
     assert_same(call(simple_rnn, problem, implementation="scan", unroll=case.unroll), expected)
-    assert_same(compiled(problem, implementation="autodiff", unroll=case.unroll), expected)
+    assert_same(values(problem, implementation="autodiff", unroll=case.unroll), expected)
 
 
 @pytest.mark.parametrize("case", cases.thinned(cases.DRAWN[:12], 6), ids=str)
 def test_random_combinations_equal_the_oracle(case):
     problem = case.problem()
     expected = call(reference.simple_rnn, problem)
-    assert_same(compiled(problem, unroll=case.unroll), expected)
+    assert_same(values(problem, unroll=case.unroll), expected)
     with jax.disable_jit():  # one operation after the other: not compiled, so much faster
         assert_same(call(simple_rnn, problem, implementation="autodiff"), expected)
 
@@ -68,7 +54,7 @@ SEVERAL_BLOCKS = [
 def test_several_blocks_equal_the_oracle(case):
     problem = case.problem()
     small = Scan(tuning=cases.SMALL_BLOCKS)
-    assert_same(compiled(problem, unroll=case.unroll, implementation=small), call(reference.simple_rnn, problem))
+    assert_same(values(problem, unroll=case.unroll, implementation=small), call(reference.simple_rnn, problem))
 
 
 @pytest.mark.parametrize("activation", ["tanh", "softmax"])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_gradients import assert_close
+from programs import assert_close
 
 from flax_srnn import Chunked, init_params, simple_rnn
 from flax_srnn.truncated import truncated_rnn

@@ -1,0 +1,1416 @@
+"""Proof that the tests bite: small faults to put into the library, and the tests that must notice each.
+
+`python tests/mutations.py [NAME ...] [--results FILE] [--jobs N]` puts each fault by itself into a copy of the library,
+runs its tests there and prints a table "mutation | caught by"; it ends with 1 if a fault went unnoticed. What the
+results file has already is not run again, so it can be stopped and started anew. `test_mutations.py` checks that each
+fault still fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parent.parent
+NEEDED = ("flax_srnn", "tests", "configs", "pyproject.toml", "README.md")
+
+
+class Mutation(NamedTuple):
+    """One fault.
+
+    Attributes:
+      name: what is wrong.
+      file: in flax_srnn/.
+      old, new: `old`, which stands in the file once, becomes `new`.
+      tests: in tests/, files or single tests, the smallest set that should notice.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def nodes(self) -> list[str]:
+        """The tests as pytest takes them."""
+        return [f"tests/{test}" for test in self.tests]
+
+    @property
+    def digest(self) -> int:
+        """Another number for another fault of the same name."""
+        return zlib.crc32(repr(self).encode())
+
+    def applied(self, text: str) -> str:
+        """The text of the file with the fault in it."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} stands {text.count(self.old)} times in {self.file}, not once.")
+        return text.replace(self.old, self.new)
+
+
+# --- which tests should notice -----------------------------------------------------------------------------------------
+
+ORACLE = ("test_simple_rnn.py::test_every_option_equals_the_oracle",)
+STEP = ("test_simple_rnn.py::test_cell_step_driven_by_hand",)
+GOLDEN = ("test_simple_rnn.py::test_golden_masks",)
+BLOCKS = ("test_simple_rnn.py::test_several_blocks_equal_the_oracle",)
+MASKED_RESETS = ("test_simple_rnn.py::test_a_reset_at_a_masked_step_is_a_reset_all_the_same",)
+IN_PIECES = ("test_simple_rnn.py::test_pieces_equal_the_whole",)
+GRADIENTS_OF_BLOCKS = ("test_gradients.py::test_several_blocks",)
+RECOMPUTED = ("test_gradients.py::test_recomputed_states",)
+SECOND = ("test_gradients.py::test_second_derivatives",)
+FORWARD_MODE = ("test_gradients.py::test_forward_mode_is_refused_by_name",)
+NAN_IN_MASKED = ("test_gradients.py::test_masked_steps_reach_nothing",)
+NAN_IN_LAYERS = ("test_gradients.py::test_masked_steps_reach_nothing_in_layers",)
+RULES = ("test_identifiers.py::test_rule_from_output_is_the_gradient",)
+CHUNKED = ("test_chunked.py::test_values_and_gradients",)
+GIVING_UP = ("test_chunked.py::test_giving_up_is_seen_in_everything",)
+SWEEPS = ("test_chunked.py::test_the_number_of_sweeps",)
+DRAWN_MASKS = ("test_transforms.py::test_dropout_masks_are_inverted_bernoulli",)
+PLACES = ("test_transforms.py::test_masks_are_independent_between_cells_and_directions",)
+ROUNDED = ("test_dtypes.py::test_rounded_once",)
+ANY_CELL = ("test_any_cell.py::test_any_cell_equals_the_loop",)
+USERS_CELL = ("test_any_cell.py::test_a_users_cell",)
+MERGED = ("test_layers.py::test_merge_modes_are_the_two_layers_merged",)
+LEARNED = ("test_layers.py::test_learned_initial_state_and_its_gradient",)
+SEED = ("test_layers.py::test_seed_stands_in_for_a_missing_key",)
+BOTH_STATES = ("test_states.py::test_both_directions_keep_their_states",)
+RESET_TO = ("test_states.py::test_resets_go_back_to_the_initial_state_not_to_the_recorded_one",)
+PIECES_OF_LAYERS = ("test_states.py::test_sequence_in_pieces_equals_the_whole",)
+PENALTIES = ("test_penalties_and_constraints.py::test_weight_penalties_equal_keras",)
+ACTIVITY = ("test_penalties_and_constraints.py::test_activity_penalty_equals_keras",)
+TWICE = ("test_penalties_and_constraints.py::test_layer_called_twice_and_variables_passed_on",)
+STEPS_OF_KERAS = ("test_penalties_and_constraints.py::test_constraints_equal_keras_after_several_steps",)
+REGULARIZERS = ("test_identifiers.py::test_regularizer_equals_keras",)
+CONSTRAINTS = ("test_identifiers.py::test_constraint_equals_keras",)
+INITIALIZERS = ("test_initializers.py::test_random_initializer_gives_keras_values_for_a_seed",)
+BAD_NAMES = ("test_identifiers.py::test_bad_identifiers",)
+BAD_INPUT = ("test_bad_input.py::test_wrong_argument",)
+TRUNCATED = ("test_truncated.py::test_values_and_gradients_of_the_loop",)
+NNX_LAYERS = ("test_nnx.py::test_layers_of_cells_equal_linen",)
+NNX_DROPOUT = ("test_nnx_models.py::test_dropout_draws_from_the_stream_and_follows_train_and_eval",)
+NNX_STATES = ("test_nnx_models.py::test_stateful_layers_carry_states_as_linen_does",)
+NNX_RESET = ("test_nnx_models.py::test_reset_states",)
+NNX_PENALTIES = ("test_nnx_models.py::test_penalties_equal_linen",)
+TORCH = ("test_interop_torch.py::test_reads_numpy_arrays_under_torch_names",)
+HAIKU = ("test_interop_flax.py::test_haiku_vanilla_rnn",)
+KERAS = ("test_interop_keras.py::test_predictions_equal_those_of_keras",)
+KERAS_FILES = ("test_keras_weights.py::test_load_weights_of_every_format",)
+KERAS_LIVE = ("test_keras_configs.py::test_live_layers",)
+
+# --- the faults, from the ground up ------------------------------------------------------------------------------------
+
+CELL, LOOP, BLOCK = "core/cell.py", "core/recurrence.py", "core/blocks.py"
+SOLVER, SEQUENCE, DRAW = "core/parallel_in_time.py", "core/sequence.py", "core/parameters.py"
+DRIVE, OPTIONS, STATES, PROJECTION = (
+    "layers/driving.py",
+    "layers/options.py",
+    "layers/states.py",
+    "layers/projection.py",
+)
+STRUCTURE, KERAS_MODEL, KERAS_LAYERS = "interop/keras/structure.py", "interop/keras/model.py", "interop/keras/layers.py"
+KERAS_CONFIG, KERAS_OBJECTS = "interop/keras/config.py", "interop/keras/live.py"
+
+OF_ONE_STEP = [
+    Mutation(
+        "kernel-transposed",
+        CELL,
+        "jnp.dot(x, cell.kernel, p",
+        "jnp.dot(x, cell.kernel.T.reshape(-1, cell.kernel.shape[1]), p",
+        STEP,
+    ),
+    Mutation(
+        "recurrent-kernel-transposed",
+        CELL,
+        "jnp.dot(recurrent, cell.recurrent_kernel,",
+        "jnp.dot(recurrent, cell.recurrent_kernel.T,",
+        STEP,
+    ),
+    Mutation(
+        "bias-missing", CELL, "a = z if cell.bias is None else z + jnp.broadcast_to(cell.bias, z.shape)", "a = z", STEP
+    ),
+    Mutation(
+        "bias-twice",
+        CELL,
+        "z + jnp.broadcast_to(cell.bias, z.shape)",
+        "z + jnp.broadcast_to(2 * cell.bias, z.shape)",
+        STEP,
+    ),
+    Mutation("input-dropout-missing", CELL, "x = x * cell.input_dropout_mask", "x = x * 1", STEP),
+    Mutation(
+        "recurrent-dropout-missing",
+        CELL,
+        "s if cell.recurrent_dropout_mask is None else s * cell.recurrent_dropout_mask",
+        "s",
+        STEP,
+    ),
+    Mutation("mask-ignored-forward", CELL, "(new if used is None else select(used, new, start))", "new", ORACLE),
+    Mutation(
+        "reset-lost-at-a-masked-step", CELL, "select(used, new, start)", "select(used, new, state)", MASKED_RESETS
+    ),
+    Mutation(
+        "reset-after-the-step",
+        CELL,
+        "    start = state if reset is None else select(reset, reset_state, state)\n    new, output = step(start)\n",
+        "    start = state\n    new, output = step(start)\n"
+        "    new = new if reset is None else select(reset, reset_state, new)\n",
+        ORACLE,
+    ),
+]
+
+OF_THE_LOOP = [
+    Mutation("plain-scan-always-forwards", LOOP, "reverse=p.reverse, unroll=p.unroll)", "unroll=p.unroll)", GOLDEN),
+    Mutation(
+        "nan-of-a-masked-step-reaches-the-plain-gradient",
+        LOOP,
+        "project(p.cell, blanked(x, used))",
+        "project(p.cell, x)",
+        NAN_IN_MASKED,
+    ),
+    Mutation(
+        "nan-of-a-masked-step-reaches-the-weights",
+        LOOP,
+        "x = blanked(x, _over_time(mask, axis))",
+        "x = x * 1",
+        NAN_IN_MASKED,
+    ),
+    Mutation(
+        "mask-ignored-in-the-gradient",
+        LOOP,
+        "delta if m is None else select(m, delta, zero)",
+        "delta",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "masked-step-stops-the-gradient",
+        LOOP,
+        "back = back + select(m, zero, e)",
+        "back = back * 1",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "reset-not-undone-in-the-gradient", LOOP, "back = select(r, zero, back)", "back = back * 1", GRADIENTS_OF_BLOCKS
+    ),
+    Mutation(
+        "reset-state-gradient-dropped",
+        LOOP,
+        "reset_cotangent = reset_cotangent + select(r, back, zero)",
+        "reset_cotangent = reset_cotangent + zero",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "reset-missing-in-the-weight-gradient",
+        LOOP,
+        "s = select(_over_time(resets, axis), jnp.expand_dims(p.reset_state, axis), s)",
+        "s = s * 1",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "recurrent-dropout-missing-in-the-state-gradient",
+        LOOP,
+        "back = back * d_h",
+        "back = back * 1",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "recurrent-dropout-missing-in-the-weight-gradient",
+        LOOP,
+        "parts = [_times(s, d_h, axis),",
+        "parts = [s,",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation("input-dropout-missing-in-the-weight-gradient", LOOP, "_times(x, d_x, axis)]", "x]", GRADIENTS_OF_BLOCKS),
+    Mutation(
+        "input-dropout-missing-in-the-input-gradient",
+        LOOP,
+        "_times(projected_back, d_x, axis), start",
+        "projected_back, start",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "input-dropout-mask-gradient-without-the-input",
+        LOOP,
+        "(projected_back * x).sum(axis)",
+        "projected_back.sum(axis)",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "recurrent-dropout-mask-gradient-without-the-state",
+        LOOP,
+        "(dot(deltas, recurrent_kernel_t) * s).sum(axis)",
+        "dot(deltas, recurrent_kernel_t).sum(axis)",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "recurrent-kernel-not-transposed-in-the-gradient",
+        LOOP,
+        "dot(_carried(delta), recurrent_kernel_t)",
+        "dot(_carried(delta), cell.recurrent_kernel)",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "weight-gradient-of-one-block",
+        LOOP,
+        "weights = weights + _contract(",
+        "weights = _contract(",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "dropout-mask-gradient-of-one-block",
+        LOOP,
+        "input_dropout_mask=sums.input_dropout_mask + d)",
+        "input_dropout_mask=d)",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "bias-gradient-dropped",
+        LOOP,
+        "bias=None if cell.bias is None else bias[0]",
+        "bias=None if cell.bias is None else 0 * bias[0]",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation("h0-gradient-dropped", LOOP, "initial_state=c,", "initial_state=0 * c,", GRADIENTS_OF_BLOCKS),
+    Mutation(
+        "final-state-gradient-dropped",
+        LOOP,
+        "            final_cotangent,\n            jax.tree.map(",
+        "            0 * final_cotangent,\n            jax.tree.map(",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "states-shifted-the-wrong-way",
+        LOOP,
+        "    if reverse:\n        return jnp.concatenate([lax.slice",
+        "    if not reverse:\n        return jnp.concatenate([lax.slice",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "wrong-block-border", LOOP, "else (start - 1, start == 0)", "else (start, start == 0)", GRADIENTS_OF_BLOCKS
+    ),
+    Mutation(
+        "wrong-block-border-backwards",
+        LOOP,
+        "(start + count, start + count == steps) if",
+        "(start + count - 1, start + count == steps) if",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "checkpoint-off-by-one-block",
+        LOOP,
+        'return carry, h if record == "checkpoints" else None',
+        'return carry, carry[0] if record == "checkpoints" else None',
+        RECOMPUTED,
+    ),
+    Mutation(
+        "remat-ignored",
+        LOOP,
+        "recompute = how.remat",
+        "recompute = None",
+        ("test_gradients.py::test_large_states_are_recomputed",),
+    ),
+    Mutation(
+        "pre-activations-of-the-wrong-steps",
+        LOOP,
+        "kept, place = dot(joined, stacked), 0",
+        "kept, place = dot(joined, stacked), start",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "hoisted-projection-without-dropout",
+        LOOP,
+        "z = project(_for_block(p.cell, axis), blanked(x, _over_time(mask, axis)))",
+        "z = jnp.dot(blanked(x, _over_time(mask, axis)), p.cell.kernel, precision=p.cell.precision)",
+        GRADIENTS_OF_BLOCKS,
+    ),
+    Mutation(
+        "second-derivatives-without-the-flags",
+        LOOP,
+        "jax.vjp(lambda arrays: plain(flagged(arrays)), arrays)",
+        "jax.vjp(plain, arrays)",
+        SECOND,
+    ),
+    Mutation(
+        "second-derivatives-of-half-the-arguments",
+        LOOP,
+        "return problem_cotangent, None, *others",
+        "return problem_cotangent, None, *jax.tree.map(jnp.zeros_like, others)",
+        SECOND,
+    ),
+    Mutation(
+        "forward-mode-not-refused-by-name",
+        LOOP,
+        "jax.tree.map(reverse_only.marked, mesh_axes.alike(p))",
+        "mesh_axes.alike(p)",
+        FORWARD_MODE,
+    ),
+    Mutation(
+        "replicated-arrays-stay-replicated",
+        LOOP,
+        "jax.tree.map(reverse_only.marked, mesh_axes.alike(p))",
+        "jax.tree.map(reverse_only.marked, p)",
+        ("test_sharding.py::test_shard_map",),
+    ),
+    Mutation(
+        "blocks-in-the-wrong-order",
+        BLOCK,
+        "reverse=descending, unroll=unroll is True",
+        "reverse=not descending, unroll=unroll is True",
+        BLOCKS,
+    ),
+    Mutation(
+        "block-rest-lost", BLOCK, "if not isinstance(rest, int) or rest:", "if not isinstance(rest, int):", BLOCKS
+    ),
+    Mutation(
+        "steps-of-a-block-in-the-wrong-order",
+        BLOCK,
+        "step(count - 1 - i if descending else i, carry)",
+        "step(i, carry)",
+        BLOCKS,
+    ),
+]
+
+OF_ACTIVATIONS = [
+    Mutation("rule-of-tanh", "activations.py", "return (g + g * y) * (1 - y)", "return g * (1 - y)", RULES),
+    Mutation("rule-of-sigmoid", "activations.py", "return g * y * (1 - y)", "return g * (1 - y)", RULES),
+    Mutation(
+        "rule-of-softmax-over-the-wrong-axis",
+        "activations.py",
+        "y * (g - jnp.sum(y * g, axis=-1, keepdims=True))",
+        "y * (g - jnp.sum(y * g, axis=0, keepdims=True))",
+        RULES,
+    ),
+    Mutation("rule-of-hard-sigmoid-of-keras-2", "activations.py", "(y < 1), g / 6, 0)", "(y < 1), g / 5, 0)", RULES),
+    Mutation(
+        "gelu-approximated",
+        "activations.py",
+        "approximate=False",
+        "approximate=True",
+        ("test_identifiers.py::test_activation_equals_keras_in_value_and_gradient",),
+    ),
+]
+
+OF_THE_SOLVER = [
+    Mutation(
+        "tolerance-ignored",
+        SOLVER,
+        "change <= sweeps.tol * jnp.maximum(size, least)",
+        "change <= jnp.maximum(size, least)",
+        ("test_chunked.py::test_the_error_follows_the_tolerance",),
+    ),
+    Mutation(
+        "warm-up-from-the-wrong-end", SOLVER, "x[:, :count] if reverse else", "x[:, :count] if not reverse else", SWEEPS
+    ),
+    Mutation(
+        "pieces-handed-on-in-the-wrong-order",
+        SOLVER,
+        "jnp.concatenate([first[:, None], ends[:, :-1]], 1)",
+        "jnp.concatenate([first[:, None], ends[:, 1:]], 1)",
+        CHUNKED,
+    ),
+    Mutation(
+        "pieces-handed-on-in-the-wrong-order-backwards",
+        SOLVER,
+        "jnp.concatenate([ends[:, 1:], first[:, None]], 1)",
+        "jnp.concatenate([ends[:, :-1], first[:, None]], 1)",
+        CHUNKED,
+    ),
+    Mutation(
+        "max-sweeps-ignored",
+        SOLVER,
+        "limit = count if self.max_sweeps is None else min(int(self.max_sweeps), count)",
+        "limit = count",
+        GIVING_UP,
+    ),
+    Mutation("giving-up-unseen", SOLVER, "jnp.where(agree, x, jnp.nan)", "x", GIVING_UP),
+    Mutation(
+        "giving-up-unseen-in-the-gradient",
+        SOLVER,
+        "jnp.where(agree & forward_agrees, x, jnp.nan)",
+        "jnp.where(forward_agrees, x, jnp.nan)",
+        ("test_chunked.py::test_a_backward_pass_alone_that_gives_up_is_seen_in_the_gradients",),
+    ),
+    Mutation(
+        "filling-of-the-last-piece-not-masked",
+        SOLVER,
+        "if mask is None and steps % sweeps.pieces:",
+        "if mask is None and steps < 0:",
+        CHUNKED,
+    ),
+    Mutation("dropout-mask-gradient-of-one-piece", SOLVER, "x.shape[-1]).sum(1)", "x.shape[-1])[:, 0]", CHUNKED),
+    Mutation(
+        "h0-gradient-of-the-wrong-piece", SOLVER, "at_starts[:, -1 if p.reverse else 0]", "at_starts[:, 0]", CHUNKED
+    ),
+    Mutation("final-state-of-the-wrong-piece", SOLVER, "ends[:, 0 if p.reverse else -1]", "ends[:, -1]", CHUNKED),
+    Mutation(
+        "second-derivatives-of-the-solver-without-the-flags",
+        SOLVER,
+        "dataclasses.replace(floating, mask=p.mask, resets=p.resets)",
+        "floating",
+        ("test_chunked.py::test_gradients_of_gradients",),
+    ),
+]
+
+OF_DROPOUT = [
+    Mutation("unscaled-dropout", DRAW, "0.0 if rate == 1 else 1.0 / (1.0 - rate)", "1.0", DRAWN_MASKS),
+    Mutation(
+        "rate-is-what-is-kept",
+        DRAW,
+        "jax.random.bernoulli(key, 1.0 - rate,",
+        "jax.random.bernoulli(key, rate,",
+        DRAWN_MASKS,
+    ),
+    Mutation(
+        "one-key-for-both-dropout-masks",
+        DRAW,
+        "map(mask, jax.random.split(key), rates, widths)",
+        "map(mask, (key, key), rates, widths)",
+        ("test_transforms.py::test_dropout_is_constant_over_time",),
+    ),
+    Mutation(
+        "one-key-for-all-parameters",
+        DRAW,
+        "zip(jax.random.split(key, len(table)),",
+        "zip([key] * len(table),",
+        ("test_dtypes.py::test_init_params_draws_from_keys_of_their_own",),
+    ),
+]
+
+OF_SEQUENCES = [
+    Mutation("lengths-off-by-one", SEQUENCE, "< lengths[..., None]", "<= lengths[..., None]", ORACLE),
+    Mutation(
+        "lengths-or-mask",
+        SEQUENCE,
+        "used & within",
+        "used | within",
+        ("test_layers.py::test_mask_and_lengths_both_apply",),
+    ),
+    Mutation(
+        "keep-order-ignored",
+        SEQUENCE,
+        "jnp.flip(outputs, axis) if options.go_backwards and not options.keep_order",
+        "jnp.flip(outputs, axis) if options.go_backwards",
+        GOLDEN,
+    ),
+    Mutation(
+        "zero-output-of-the-wrong-step",
+        SEQUENCE,
+        "steps.mask[..., 0 if steps.options.go_backwards else -1]",
+        "steps.mask[..., -1]",
+        GOLDEN,
+    ),
+    Mutation(
+        "held-outputs-zeroed",
+        SEQUENCE,
+        "if steps.options.zero_output_for_mask and problem.mask is not None",
+        "if problem.mask is not None",
+        GOLDEN,
+    ),
+    Mutation(
+        "outputs-zeroed-in-the-wrong-order",
+        SEQUENCE,
+        "problem.mask.T if steps.options.time_major else problem.mask",
+        "problem.mask.T if steps.options.time_major else problem.mask[:, ::-1]",
+        GOLDEN,
+    ),
+    Mutation(
+        "last-output-not-zeroed",
+        SEQUENCE,
+        "if not steps.options.return_sequences:\n        return final, _last_shown(final, steps)",
+        "if not steps.options.return_sequences:\n        return final, final",
+        GOLDEN,
+    ),
+    Mutation(
+        "initial-state-not-promoted",
+        SEQUENCE,
+        "cell.bias, steps.inputs, initial_state)\n",
+        "cell.bias, steps.inputs)\n",
+        ("test_dtypes.py::test_the_common_dtype",),
+    ),
+    Mutation(
+        "half-precision-not-in-float32", SEQUENCE, "loop_dtype = at_least_float32(dtype)", "loop_dtype = dtype", ROUNDED
+    ),
+    Mutation("reset-state-ignored", SEQUENCE, "initial if reset_state is None else reset_state", "initial", IN_PIECES),
+    Mutation(
+        "learned-initial-state-ignored",
+        SEQUENCE,
+        "jnp.broadcast_to(w.initial_state,",
+        "jnp.broadcast_to(0 * w.initial_state,",
+        ORACLE,
+    ),
+    Mutation(
+        "implementation-ignored",
+        SEQUENCE,
+        "steps.options.implementation or implementations.DEFAULT",
+        "implementations.DEFAULT",
+        ("test_performance.py::test_the_implementation_that_was_named_runs",),
+    ),
+    Mutation(
+        "mask-of-the-outputs-always-reversed",
+        SEQUENCE,
+        "jnp.flip(flags, -1) if go_backwards and not keep_order",
+        "jnp.flip(flags, -1) if go_backwards",
+        ("test_simple_rnn.py::test_mask_of_the_returned_sequence",),
+    ),
+    Mutation(
+        "segments-end-where-they-begin",
+        SEQUENCE,
+        "if starts is None or starts.shape[-1] == 0:",
+        "if starts is None or starts.shape[-1] >= 0:",
+        ("test_layers.py::test_packed_segments_never_see_each_other",),
+    ),
+    Mutation(
+        "other-cells-do-not-hold-their-output",
+        SEQUENCE,
+        "held = output if used is None else select(used, output, held)",
+        "held = output",
+        ANY_CELL,
+    ),
+    Mutation(
+        "other-cells-always-forwards",
+        SEQUENCE,
+        "        reverse=bool(options.go_backwards),\n        unroll=max",
+        "        unroll=max",
+        ANY_CELL,
+    ),
+    Mutation(
+        "nan-of-a-masked-step-reaches-other-cells", SEQUENCE, "x = blanked(x, used)\n", "x = x * 1\n", NAN_IN_LAYERS
+    ),
+]
+
+OF_TRUNCATION = [
+    Mutation(
+        "truncated-stop-gradient-missing",
+        "truncated.py",
+        "state = jnp.where(start == 0, state, jax.lax.stop_gradient(state))",
+        "state = state * 1",
+        TRUNCATED,
+    ),
+    Mutation(
+        "truncated-h0-gradient-dropped",
+        "truncated.py",
+        "jnp.where(start == 0, state, jax.lax.stop_gradient(state))",
+        "jax.lax.stop_gradient(state)",
+        TRUNCATED,
+    ),
+    Mutation(
+        "truncated-reset-state-missing",
+        "truncated.py",
+        "sequence.run(cell, steps.window(start, count), state, initial)",
+        "sequence.run(cell, steps.window(start, count), state)",
+        TRUNCATED,
+    ),
+    Mutation(
+        "truncated-rest-from-the-wrong-step",
+        "truncated.py",
+        "piece(state, whole * size, rest)",
+        "piece(state, whole * size - 1, rest)",
+        TRUNCATED,
+    ),
+]
+
+OF_BOTH_FAMILIES = [
+    Mutation(
+        "segment-ends-missing-in-bidirectional",
+        DRIVE,
+        "sequence.segment_ends(steps.resets) if one.go_backwards else steps.resets",
+        "steps.resets",
+        ("test_layers.py::test_packed_segments_never_see_each_other",),
+    ),
+    Mutation(
+        "states-of-the-wrong-direction",
+        DRIVE,
+        "tuple(both[: counts[0]]), tuple(both[counts[0] :])",
+        "tuple(both[counts[0] :]), tuple(both[: counts[0]])",
+        ("test_keras_parity.py::test_bidirectional_decides_about_masked_outputs",),
+    ),
+    Mutation(
+        "final-states-of-the-directions-swapped",
+        DRIVE,
+        "returned = (*merged, *finals)",
+        "returned = (*merged, *finals[::-1])",
+        BOTH_STATES,
+    ),
+    Mutation(
+        "final-states-of-the-cells-swapped",
+        DRIVE,
+        "returned = (x, *finals)",
+        "returned = (x, *finals[::-1])",
+        ("test_any_cell.py::test_cell_by_cell_equals_step_by_step",),
+    ),
+    Mutation(
+        "bidirectional-holds-masked-outputs",
+        DRIVE,
+        "zero_output_for_mask=bool(one.return_sequences)",
+        "zero_output_for_mask=False",
+        MERGED,
+    ),
+    Mutation(
+        "bidirectional-always-in-the-order-of-inputs",
+        DRIVE,
+        "jnp.flip(output, steps.time_axis) for output",
+        "output for output",
+        MERGED,
+    ),
+    Mutation(
+        "stack-turns-round-between-its-cells",
+        DRIVE,
+        "replace(wanted, keep_order=True,",
+        "replace(wanted, keep_order=False,",
+        ("test_any_cell.py::test_a_stack_backwards_is_its_cells_backwards",),
+    ),
+    Mutation(
+        "initial-state-of-the-second-cell-lost",
+        DRIVE,
+        "[Start(state, recorded=False) for state in given]",
+        "[Start(state if i == 0 else None, recorded=False) for i, state in enumerate(given)]",
+        ("test_keras_parity.py::test_a_stack_as_one_cell",),
+    ),
+    Mutation(
+        "recorded-state-wins-over-a-given-one",
+        DRIVE,
+        "    if initial_state is not None:\n        given = (",
+        "    if initial_state is not None and recorded is None:\n        given = (",
+        NNX_RESET,
+    ),
+    Mutation(
+        "resets-go-back-to-the-recorded-state",
+        DRIVE,
+        "state, initial if start.recorded else None",
+        "state, None",
+        RESET_TO,
+    ),
+    Mutation(
+        "resets-of-other-cells-go-back-to-the-recorded-state",
+        DRIVE,
+        "initial if start.recorded else state, output",
+        "state, output",
+        RESET_TO,
+    ),
+    Mutation(
+        "layers-ignore-their-learned-initial-state",
+        DRIVE,
+        "jnp.zeros((), w.kernel.dtype) if w.initial_state is None else w.initial_state",
+        "jnp.zeros((), w.kernel.dtype)",
+        LEARNED,
+    ),
+    Mutation(
+        "training-not-passed-to-a-users-cell",
+        DRIVE,
+        'return {} if training is None or not accepts else {"training": training}',
+        "return {}",
+        USERS_CELL,
+    ),
+    Mutation(
+        "dtype-ignored",
+        DRIVE,
+        "tree if o.dtype is None else jax.tree.map",
+        "tree if o.dtype is not None else jax.tree.map",
+        ("test_dtypes.py::test_mixed_precision",),
+    ),
+    Mutation("merge-ave-without-the-half", OPTIONS, "((forward + backward) / 2,)", "(forward + backward,)", MERGED),
+    Mutation(
+        "merge-concat-the-other-way-round",
+        OPTIONS,
+        "jnp.concatenate([forward, backward], -1)",
+        "jnp.concatenate([backward, forward], -1)",
+        MERGED,
+    ),
+    Mutation(
+        "dropout-in-inference",
+        OPTIONS,
+        "return training and (self.dropout > 0 or self.recurrent_dropout > 0)",
+        "return self.dropout > 0 or self.recurrent_dropout > 0",
+        ("test_transforms.py::test_inference_reads_no_key",),
+    ),
+    Mutation(
+        "recurrent-dropout-alone-ignored",
+        OPTIONS,
+        "(self.dropout > 0 or self.recurrent_dropout > 0)",
+        "(self.dropout > 0)",
+        ("test_bad_input.py::test_training_without_a_key_is_flax_own_error",),
+    ),
+    Mutation("seed-ignored", OPTIONS, "jax.random.key(self.seed)", "jax.random.key(0)", SEED),
+    Mutation(
+        "seed-draws-alike-at-every-place",
+        OPTIONS,
+        '"/".join(path).encode()',
+        'b""',
+        ("test_layers.py::test_one_seed_draws_other_masks_at_every_place",),
+    ),
+    Mutation(
+        "activity-not-divided-by-the-batch",
+        OPTIONS,
+        "functools.reduce(operator.add, penalties) / max(math.prod(batch), 1)",
+        "functools.reduce(operator.add, penalties)",
+        ACTIVITY,
+    ),
+    Mutation(
+        "activity-of-the-output-only",
+        OPTIONS,
+        "for x in jax.tree.leaves(returned))",
+        "for x in jax.tree.leaves(returned)[:1])",
+        ACTIVITY,
+    ),
+    Mutation(
+        "regularizer-on-the-wrong-parameter",
+        OPTIONS,
+        '"recurrent": "recurrent_kernel", "bias": "bias"}',
+        '"recurrent": "kernel", "bias": "bias"}',
+        PENALTIES,
+    ),
+    Mutation(
+        "constraints-of-the-kernels-swapped",
+        OPTIONS,
+        '{"kernel": self.kernel_constraint, "recurrent_kernel": self.recurrent_constraint}',
+        '{"kernel": self.recurrent_constraint, "recurrent_kernel": self.kernel_constraint}',
+        STEPS_OF_KERAS,
+    ),
+    Mutation(
+        "opposite-directions-unchecked",
+        OPTIONS,
+        "if forward.go_backwards == backward.go_backwards:",
+        "if forward.go_backwards is backward:",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "constraint-before-the-update",
+        PROJECTION,
+        "apply_constraints(optax.apply_updates(params, updates), tree)",
+        "optax.apply_updates(apply_constraints(params, tree), updates)",
+        STEPS_OF_KERAS,
+    ),
+    Mutation(
+        "reset-states-forgets-the-learned-state",
+        STATES,
+        'if NAME in recorded and "initial_state" in inner:',
+        'if NAME in inner and "initial_state" in inner:',
+        ("test_states.py::test_reset_states_of_a_model",),
+    ),
+    Mutation(
+        "given-states-not-cast",
+        STATES,
+        "return jnp.asarray(given, recorded.dtype)",
+        "return jnp.asarray(given)",
+        ("test_states.py::test_real_and_integer_states_are_cast",),
+    ),
+]
+
+OF_LINEN = [
+    Mutation(
+        "linen-recorded-during-init",
+        "linen/layers.py",
+        "done.initial_states if self.is_initializing() else done.final_states",
+        "done.final_states",
+        ("test_states.py::test_init_makes_the_initial_state_and_does_not_advance_it",),
+    ),
+    Mutation(
+        "linen-state-not-recorded",
+        "linen/layers.py",
+        "done.initial_states if self.is_initializing() else done.final_states",
+        "done.initial_states",
+        PIECES_OF_LAYERS,
+    ),
+    Mutation(
+        "linen-given-state-needs-a-record",
+        "linen/layers.py",
+        "if given or not self.stateful or",
+        "if not self.stateful or",
+        ("test_states.py::test_a_given_state_wins_and_what_comes_of_it_is_stored",),
+    ),
+    Mutation(
+        "linen-training-not-passed-to-cells",
+        "linen/layers.py",
+        "functools.partial(cell.fetch, training)",
+        "functools.partial(cell.fetch, False)",
+        PLACES,
+    ),
+    Mutation(
+        "linen-training-not-passed-to-directions",
+        "linen/layers.py",
+        "layer), training=training)",
+        "layer), training=False)",
+        PLACES,
+    ),
+    Mutation(
+        "linen-given-states-of-the-directions-swapped",
+        "linen/layers.py",
+        "zip(DIRECTIONS, halves, strict=True)",
+        "zip(DIRECTIONS, halves[::-1], strict=True)",
+        ("test_states.py::test_reset_states_of_both_directions",),
+    ),
+    Mutation(
+        "linen-penalties-summed-twice",
+        "linen/cells.py",
+        'add = name == "activity_regularizer" and name in sown',
+        "add = name in sown",
+        TWICE,
+    ),
+    Mutation(
+        "linen-activity-of-the-last-call-only",
+        "linen/cells.py",
+        'add = name == "activity_regularizer" and name in sown',
+        "add = False",
+        TWICE,
+    ),
+    Mutation(
+        "linen-seed-wins-over-the-stream",
+        "linen/cells.py",
+        'None if self.has_rng("dropout") else self.seed_key(self.path)',
+        "self.seed_key(self.path)",
+        SEED,
+    ),
+    Mutation(
+        "linen-other-cells-draw-at-every-step", "linen/cells.py", '"dropout": False}', '"dropout": True}', USERS_CELL
+    ),
+    Mutation(
+        "linen-penalties-of-copies-averaged",
+        "linen/penalties.py",
+        ".sum() for penalty",
+        ".mean() for penalty",
+        ("test_penalties_and_constraints.py::test_penalties_of_all_copies_of_a_layer_are_summed",),
+    ),
+]
+
+OF_NNX = [
+    Mutation(
+        "nnx-train-and-eval-win-over-the-argument",
+        "nnx/cells.py",
+        "not self.deterministic if training is None else training",
+        "not self.deterministic",
+        NNX_DROPOUT,
+    ),
+    Mutation(
+        "nnx-seed-loses-to-the-default-stream",
+        "nnx/cells.py",
+        '("dropout" in rngs or self.seed is None)',
+        "True",
+        ("test_nnx_models.py::test_which_stream_dropout_uses",),
+    ),
+    Mutation(
+        "nnx-keys-of-other-cells-not-used-up",
+        "nnx/cells.py",
+        "nnx.update(cell, used, new)",
+        "nnx.update(cell, new)",
+        ("test_nnx_models.py::test_other_variables_of_a_cell",),
+    ),
+    Mutation(
+        "nnx-activity-of-the-last-call-only",
+        "nnx/layers.py",
+        "self.activity_loss[...] += done",
+        "self.activity_loss[...] = done",
+        NNX_PENALTIES,
+    ),
+    Mutation(
+        "nnx-activity-never-taken-away",
+        "nnx/penalties.py",
+        "= jnp.zeros_like(module.activity_loss[...])",
+        "*= 1",
+        NNX_PENALTIES,
+    ),
+    Mutation(
+        "nnx-state-not-recorded",
+        "nnx/layers.py",
+        "self._record(done.final_states)",
+        "self._record(done.initial_states)",
+        NNX_STATES,
+    ),
+    Mutation(
+        "nnx-reset-states-forgets-the-learned-state",
+        "nnx/layers.py",
+        'if hasattr(self, "initial_state") else {}',
+        'if hasattr(self, "no_state") else {}',
+        NNX_RESET,
+    ),
+    Mutation(
+        "nnx-given-states-of-the-directions-swapped",
+        "nnx/layers.py",
+        "zip(layers, halves, strict=True)",
+        "zip(layers, halves[::-1], strict=True)",
+        ("test_nnx_models.py::test_reset_states_of_both_directions",),
+    ),
+    Mutation(
+        "nnx-training-not-passed-to-directions",
+        "nnx/layers.py",
+        "functools.partial(layer._call, training=training,",
+        "functools.partial(layer._call, training=None,",
+        NNX_LAYERS,
+    ),
+    Mutation("nnx-directions-draw-alike", "nnx/layers.py", "path=(name,))", "path=())", NNX_LAYERS),
+    Mutation(
+        "nnx-parameters-of-the-directions-swapped",
+        "nnx/bridge.py",
+        "zip((module.layer, module.backward_layer), DIRECTIONS,",
+        "zip((module.backward_layer, module.layer), DIRECTIONS,",
+        NNX_LAYERS,
+    ),
+]
+
+OF_NAMES = [
+    Mutation(
+        "l2-without-its-factor",
+        "regularizers.py",
+        "return self.l2 * jnp.sum(jnp.square(w))",
+        "return jnp.sum(jnp.square(w))",
+        REGULARIZERS,
+    ),
+    Mutation(
+        "l1l2-without-l1", "regularizers.py", "return self.l1 * jnp.sum(jnp.abs(w)) + self", "return self", REGULARIZERS
+    ),
+    Mutation(
+        "orthogonal-penalty-counts-the-diagonal",
+        "regularizers.py",
+        " * (1 - jnp.eye(n, dtype=w.dtype))",
+        "",
+        REGULARIZERS,
+    ),
+    Mutation(
+        "orthogonal-penalty-of-rows-for-columns",
+        "regularizers.py",
+        'rows = w if self.mode == "rows" else w.T',
+        "rows = w",
+        ("test_identifiers.py::test_orthogonal_regularizer_by_its_definition",),
+    ),
+    Mutation(
+        "constraint-on-the-wrong-axis",
+        "constraints.py",
+        "axes = (axis,) if isinstance(axis, int)",
+        "axes = (-1 - axis,) if isinstance(axis, int)",
+        CONSTRAINTS,
+    ),
+    Mutation(
+        "max-norm-lengthens", "constraints.py", "jnp.minimum(norm, self.max_value)", "self.max_value", CONSTRAINTS
+    ),
+    Mutation(
+        "min-max-norm-at-once",
+        "constraints.py",
+        "self.rate * jnp.clip(norm, self.min_value, self.max_value) + (1 - self.rate) * norm",
+        "jnp.clip(norm, self.min_value, self.max_value)",
+        CONSTRAINTS,
+    ),
+    Mutation(
+        "norms-in-half-precision",
+        "constraints.py",
+        "wide = w.astype(at_least_float32(w.dtype))",
+        "wide = w",
+        ("test_identifiers.py::test_constraint_on_a_bias_and_in_half_precision",),
+    ),
+    Mutation(
+        "fans-swapped",
+        "initializers.py",
+        "return field * shape[-2], field * shape[-1]",
+        "return field * shape[-1], field * shape[-2]",
+        INITIALIZERS,
+    ),
+    Mutation(
+        "truncated-normal-too-narrow",
+        "initializers.py",
+        "(math.sqrt(variance) / _TRUNCATED_STDDEV)",
+        "math.sqrt(variance)",
+        INITIALIZERS,
+    ),
+    Mutation(
+        "initializer-seed-ignored",
+        "initializers.py",
+        "    if seed is None:\n        return key",
+        "    if seed != -1:\n        return key",
+        INITIALIZERS,
+    ),
+    Mutation(
+        "orthogonal-gain-ignored",
+        "initializers.py",
+        "jax.nn.initializers.orthogonal(self.gain)",
+        "jax.nn.initializers.orthogonal(1.0)",
+        ("test_initializers.py::test_initializer_configuration_round_trip",),
+    ),
+    Mutation(
+        "unknown-argument-accepted",
+        "identifiers.py",
+        "if key not in parameters and value is not None:",
+        "if key not in parameters and value is ...:",
+        BAD_NAMES,
+    ),
+    Mutation("unknown-key-accepted", "identifiers.py", "    if unknown:\n", "    if unknown is None:\n", BAD_NAMES),
+    Mutation("custom-object-accepted", "identifiers.py", "if foreign or of_main or", "if of_main or", BAD_NAMES),
+]
+
+OF_VALIDATION = [
+    Mutation(
+        "lengths-beyond-the-end-accepted",
+        "validation.py",
+        "values.min() < 0 or values.max() > steps",
+        "values.min() < 0",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "features-unchecked", "validation.py", "if inputs.shape[-1] != expected:", "if inputs.shape[-1] < 0:", BAD_INPUT
+    ),
+    Mutation(
+        "arrays-broadcast",
+        "validation.py",
+        '    if result.shape != shape:\n        raise ValueError(f"`{name}` must have the shape {letters} =',
+        "    if result.ndim == len(shape) and all(n in (1, m) for n, m in zip(result.shape, shape, strict=True)):\n"
+        "        return jnp.broadcast_to(result, shape)\n"
+        '    if result.shape != shape:\n        raise ValueError(f"`{name}` must have the shape {letters} =',
+        BAD_INPUT,
+    ),
+    Mutation(
+        "one-mask-for-all-rows-accepted",
+        "validation.py",
+        "    if flags.shape != shape:\n",
+        "    if flags.shape == (1, steps):\n        flags = jnp.broadcast_to(flags, shape)\n"
+        "    if flags.shape != shape:\n",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "units-true-accepted",
+        "validation.py",
+        'but a bool), else None."""\n    if isinstance(value, (bool, np.bool_)):',
+        'but a bool), else None."""\n    if isinstance(value, np.bool_):',
+        BAD_INPUT,
+    ),
+    Mutation(
+        "rate-above-one-accepted",
+        "validation.py",
+        "if not 0 <= value <= 1 or math.isnan(value):",
+        "if not 0 <= value or math.isnan(value):",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "too-many-states-accepted",
+        "validation.py",
+        "    if len(states) != count:",
+        "    if len(states) < count:",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "unknown-parameter-accepted",
+        "validation.py",
+        "unknown = [key for key in params if key not in Weights._fields]",
+        "unknown: list[str] = []",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "recorded-states-of-another-batch-accepted",
+        "validation.py",
+        "if leaf.shape[: len(batch)] != batch:",
+        "if leaf.shape[: len(batch)] == ():",
+        BAD_INPUT,
+    ),
+]
+
+OF_INTEROP = [
+    Mutation(
+        "torch-second-bias-lost",
+        "interop/torch.py",
+        'arrays["bias_ih" + suffix] + arrays["bias_hh" + suffix]',
+        'arrays["bias_ih" + suffix]',
+        TORCH,
+    ),
+    Mutation(
+        "torch-recurrent-kernel-not-transposed",
+        "interop/torch.py",
+        'arrays["weight_hh" + suffix].T)',
+        'arrays["weight_hh" + suffix])',
+        TORCH,
+    ),
+    Mutation(
+        "torch-directions-swapped",
+        "interop/torch.py",
+        '{"forward_layer": "", "backward_layer": "_reverse"}',
+        '{"forward_layer": "_reverse", "backward_layer": ""}',
+        TORCH,
+    ),
+    Mutation("haiku-second-bias-lost", "interop/haiku.py", "functools.reduce(jnp.add, biases)", "biases[0]", HAIKU),
+    Mutation(
+        "haiku-bias-twice",
+        "interop/haiku.py",
+        '({"b": zeros} if double_bias',
+        '({"b": inputs["b"]} if double_bias',
+        HAIKU,
+    ),
+    Mutation(
+        "flax-bias-lost",
+        "interop/flax.py",
+        'params["bias"] if weights.bias is not None else jnp',
+        "jnp",
+        ("test_interop_flax.py::test_nnx_simple_cell",),
+    ),
+    Mutation(
+        "flax-residual-accepted",
+        "interop/flax.py",
+        'getattr(cell, "residual", False)',
+        'getattr(cell, "residual", False) is None',
+        ("test_interop_flax.py::test_refuses_what_the_other_library_cannot_hold",),
+    ),
+    Mutation(
+        "keras-directions-swapped",
+        STRUCTURE,
+        "from_config(each, name, name) for each",
+        'from_config(each, name, _DIRECTIONS[name == "forward_layer"]) for each',
+        KERAS_FILES,
+    ),
+    Mutation(
+        "keras-cells-swapped",
+        STRUCTURE,
+        'f"cells_{number}" if count > 1',
+        'f"cells_{count - 1 - number}" if count > 1',
+        KERAS_FILES,
+    ),
+    Mutation(
+        "keras-gamma-and-beta-swapped",
+        STRUCTURE,
+        'Array("gamma", "scale", switch="scale"), Array("beta", "bias", switch',
+        'Array("gamma", "bias", switch="scale"), Array("beta", "scale", switch',
+        KERAS_FILES,
+    ),
+    Mutation(
+        "keras-layers-sorted-as-text",
+        STRUCTURE,
+        "key=lambda item: _stem(item[0]))",
+        "key=lambda item: item[0])",
+        ("test_keras_weights.py::test_a_rearranged_file_is_read_by_number",),
+    ),
+    Mutation(
+        "keras-frozen-layers-not-last",
+        STRUCTURE,
+        "key=lambda slot: not slot.trainable)",
+        "key=lambda slot: 0)",
+        ("test_keras_versions.py",),
+    ),
+    Mutation(
+        "keras-masks-not-given-to-layers",
+        KERAS_MODEL,
+        "layer(x, mask=mask, training=training)",
+        "layer(x, training=training)",
+        KERAS,
+    ),
+    Mutation("keras-masks-not-passed-on", KERAS_MODEL, "mask if sequences else None", "None", KERAS),
+    Mutation(
+        "keras-training-not-passed-on",
+        KERAS_MODEL,
+        "layer(x, mask=mask, training=training)",
+        "layer(x, mask=mask)",
+        ("test_interop_keras.py::test_training_a_loaded_model",),
+    ),
+    Mutation(
+        "keras-masking-of-any-feature",
+        KERAS_LAYERS,
+        "jnp.any(x != self.mask_value, axis=-1)",
+        "jnp.all(x != self.mask_value, axis=-1)",
+        ("test_interop_keras.py::test_a_step_is_masked_where_every_feature_says_so",),
+    ),
+    Mutation("keras-mask-zero-ignored", KERAS_LAYERS, "x != 0 if self.mask_zero else None", "None", KERAS),
+    Mutation(
+        "keras-statistics-of-masked-steps",
+        KERAS_LAYERS,
+        "use_running_average=not training, mask=used)",
+        "use_running_average=not training)",
+        ("test_interop_keras.py::test_training_a_loaded_model",),
+    ),
+    Mutation(
+        "keras-mixed-policy-lost",
+        KERAS_CONFIG,
+        '"param_dtype": jnp.dtype(param_dtype)}',
+        '"param_dtype": jnp.dtype(dtype)}',
+        ("test_keras_configs.py::test_dtype_policies_of_configurations",),
+    ),
+    Mutation(
+        "keras-hard-sigmoid-of-keras-3",
+        KERAS_CONFIG,
+        'hard_sigmoid_2 if keras_2 and name == "hard_sigmoid" else name',
+        "name",
+        ("test_keras_versions.py",),
+    ),
+    Mutation(
+        "keras-recorded-states-lost",
+        KERAS_OBJECTS,
+        "if carry := _recorded(layer):",
+        "if (carry := _recorded(layer)) is None:",
+        KERAS_LIVE,
+    ),
+    Mutation(
+        "keras-dropout-seed-lost",
+        KERAS_OBJECTS,
+        'if "units" in config and seed is not None',
+        'if "units" in config and seed is ...',
+        KERAS_LIVE,
+    ),
+]
+
+MUTATIONS = [
+    *OF_ONE_STEP,
+    *OF_THE_LOOP,
+    *OF_ACTIVATIONS,
+    *OF_THE_SOLVER,
+    *OF_DROPOUT,
+    *OF_SEQUENCES,
+    *OF_TRUNCATION,
+    *OF_BOTH_FAMILIES,
+    *OF_LINEN,
+    *OF_NNX,
+    *OF_NAMES,
+    *OF_VALIDATION,
+    *OF_INTEROP,
+]
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+UNMUTATED = "unmutated"
+
+
+class InvalidError(Exception):
+    """The tests neither passed nor failed: nothing is known about them."""
+
+
+def copied(folder: Path, mutation: Mutation | None) -> None:
+    """The library and its tests in `folder`, with a fault."""
+    for name in NEEDED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    if mutation:
+        path = folder / "flax_srnn" / mutation.file
+        path.write_text(mutation.applied(path.read_text()))
+
+
+def first_failure(mutation: Mutation | None, nodes: Iterable[str], seconds: float) -> str | None:
+    """The first of the tests that fails with the fault, or None.
+
+    Raises:
+      InvalidError: they could not be run: no such test, an error before the first test, no end.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copied(folder, mutation)
+        # First on the path, before an editable installation.
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        where = "import importlib.util; print(importlib.util.find_spec('flax_srnn').origin)"
+        found = _run([sys.executable, "-c", where], folder, environment, seconds).stdout.strip()
+        if found != str(folder / "flax_srnn" / "__init__.py"):
+            raise InvalidError(f"{found} would be imported, not the copy")
+        report = folder / "report.xml"
+        options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        options += ["-o", "junit_family=xunit1"]  # which has room for what tests record
+        done = _run([sys.executable, "-m", "pytest", *options, *nodes], folder, environment, seconds)
+        failed = _failed(report) if done.returncode == 1 else None
+        if done.returncode != 0 and failed is None:
+            raise InvalidError("\n".join((done.stdout + done.stderr).splitlines()[-8:]))
+        return failed
+
+
+def _run(command: Sequence[str], folder: Path, environment: Any, seconds: float) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise InvalidError(f"no end after {seconds:.0f} seconds") from error
+
+
+def _failed(report: Path) -> str | None:
+    """The test that failed; an error while it was set up is no failure."""
+    for case in ElementTree.parse(report).iter("testcase"):
+        if case.find("failure") is not None:
+            return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+    return None
+
+
+def tested(mutation: Mutation, seconds: float) -> dict[str, Any]:
+    """What became of a fault; "error" instead of "caught" if its tests could not be run."""
+    start = time.monotonic()
+    result: dict[str, Any] = {"name": mutation.name, "digest": mutation.digest}
+    try:
+        by = first_failure(mutation, mutation.nodes, seconds)
+        result |= {"caught": by is not None, "by": by}
+    except InvalidError as error:
+        result["error"] = str(error)
+    return result | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def chosen(names: Sequence[str]) -> list[Mutation]:
+    """The faults of these names, or all."""
+    unknown = set(names) - {mutation.name for mutation in MUTATIONS}
+    if unknown:
+        raise SystemExit(f"there is no mutation called {', '.join(sorted(unknown))}.")
+    return [mutation for mutation in MUTATIONS if not names or mutation.name in names]
+
+
+def table(mutations: Sequence[Mutation], results: dict[int, dict[str, Any]]) -> str:
+    """What was caught by what, in Markdown."""
+    lines = ["| mutation | caught by |", "|---|---|"]
+    for mutation in mutations:
+        result = results.get(mutation.digest, {})
+        by = result.get("by") or ("**nothing**" if "caught" in result else "not valid")
+        lines.append(f"| {mutation.name} | {by.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these mutations")
+    parser.add_argument(
+        "--results", type=Path, default=Path("mutations.jsonl"), help="JSON lines; begin another after a change"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one mutation")
+    given = parser.parse_args(arguments)
+    mutations = chosen(given.names)
+    entries = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
+
+    def note(entry: dict[str, Any]) -> None:
+        with given.results.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    # A test that fails anyway proves nothing.
+    passed = {node for entry in entries if entry["name"] == UNMUTATED for node in entry["passed"]}
+    by_file: dict[str, dict[str, None]] = {}
+    for node in (node for mutation in mutations for node in mutation.nodes if node not in passed):
+        by_file.setdefault(node.split("::")[0], {})[node] = None
+    for file, nodes in by_file.items():
+        start = time.monotonic()
+        try:
+            by = first_failure(None, nodes, 6 * given.timeout)
+        except InvalidError as error:
+            by = str(error)
+        if by:
+            print(f"the tests do not pass as they are: {by}")
+            return 1
+        seconds = round(time.monotonic() - start, 1)
+        note({"name": UNMUTATED, "passed": list(nodes), "seconds": seconds})
+        print(f"{UNMUTATED}: {file} passes ({seconds:.0f} s)", flush=True)
+
+    results = {entry["digest"]: entry for entry in entries if "digest" in entry}
+    missing = [mutation for mutation in mutations if mutation.digest not in results]
+    pool = ThreadPoolExecutor(given.jobs)
+    try:
+        for future in as_completed([pool.submit(tested, mutation, given.timeout) for mutation in missing]):
+            result = future.result()
+            results[result["digest"]] = result
+            if "error" not in result:  # which may be over the next time
+                note(result)
+            outcome = f"not valid: {result['error']}" if "error" in result else f"caught by {result['by']}"
+            outcome = outcome if result.get("caught", True) else "SURVIVED"
+            print(f"{result['name']}: {outcome} ({result['seconds']:.0f} s)", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+    print(f"\n{table(mutations, results)}\n")
+    survivors = [mutation.name for mutation in mutations if not results[mutation.digest].get("caught")]
+    print(f"{len(mutations) - len(survivors)} of {len(mutations)} caught" + "".join(f"\nnot: {s}" for s in survivors))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
