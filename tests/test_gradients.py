@@ -116,13 +116,14 @@ def flat_loss(problem, **options):
     return loss, vector
 
 
-@pytest.mark.parametrize(
-    ("case", "remat"),
-    [(SECOND_ORDER[0], None), (SECOND_ORDER[2], True)]
-    + [pytest.param(*pair, marks=pytest.mark.slow) for pair in [(SECOND_ORDER[1], None), (SECOND_ORDER[1], True)]],
-    ids=str,
-)
-def test_second_derivatives(case, remat):
+PAIRS = [
+    (SECOND_ORDER[place], remat) for place, remat in ((0, None), (0, True), (1, None), (1, True), (2, None), (2, True))
+]
+
+
+@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 2), ids=str)
+def test_second_derivatives(pair):
+    case, remat = pair
     problem = case.problem()
     loss, vector = flat_loss(problem, implementation=Scan(remat))
     plain_loss, _ = flat_loss(problem, implementation="autodiff")
