@@ -1,71 +1,21 @@
 """Model files from strangers: whatever stands in one, loading it ends in a result or a ValueError, soon, and writes nothing.
 
-Hand-made attacks first, then genuine files of Keras with random damage: to bytes, to the HDF5 file and the configuration inside
-an archive that is whole otherwise. A few hundred are tried in every run; for more, and a summary of what happened:
-
-    FLAX_SRNN_FUZZ=20000 pytest tests/test_hostile_files.py -k damaged_files -n0 -s
+Hand-made attacks; `test_damaged_files.py` has genuine files with random damage.
 """
 
-import collections
 import json
 import os
-import random
-import re
-import resource
-import signal
 import struct
-import time
-import tracemalloc
-import warnings
 import zipfile
-from pathlib import Path
 
-import cases
 import h5py
-import jax
 import numpy as np
 import pytest
+from strangers import refused, simple_rnn, write_archive, write_h5
 
 from flax_srnn.interop.keras import build, convert, hdf5, load_model, load_weights, reading
 
-DATA = Path(__file__).parent / "data"
-FUZZ = int(os.environ.get("FLAX_SRNN_FUZZ", "400"))
-SECONDS = 20  # for one file, on a busy machine
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_written_and_nothing_hangs(tmp_path, monkeypatch):
-    """Runs in an empty folder, which must be empty in the end, but for what tests put into `tmp_path / "in"`."""
-    (tmp_path / "in").mkdir()
-    monkeypatch.chdir(tmp_path)
-
-    def too_long(*_):
-        raise TimeoutError(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-@pytest.fixture
-def inside(tmp_path):
-    return tmp_path / "in"
-
-
-def refused(path, match, load=load_weights):
-    """A ValueError that names the file, at little cost in memory."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=match or None) as caught:
-            load(path)
-        assert str(caught.value).startswith(str(path))
-        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
-    finally:
-        tracemalloc.stop()
-
+pytestmark = pytest.mark.usefixtures("nothing_is_written_and_nothing_hangs")
 
 # What is no file of Keras
 
@@ -96,18 +46,6 @@ def test_a_file_that_is_too_large_is_not_read(inside):
 
 
 # HDF5
-
-
-def simple_rnn(file, name="simple_rnn", shapes=((4, 3), (3, 3), (3,))):
-    group = file.create_group(f"layers/{name}/cell/vars")
-    for i, shape in enumerate(shapes):
-        group[str(i)] = np.ones(shape, np.float32)
-    return group
-
-
-def write_h5(path, change, **options):
-    with h5py.File(path, "w", **options) as file:
-        change(file, simple_rnn(file))
 
 
 def replace(make):
@@ -251,30 +189,6 @@ def test_overlapping_arrays(inside):
 
 
 # Archives and JSON
-
-
-@pytest.fixture(scope="module")
-def genuine(tmp_path_factory):
-    """Files of tf.keras 2.15 and Keras 3.6."""
-    folder = tmp_path_factory.mktemp("genuine")
-    for version in ("2.15.0", "3.6.0"):
-        with zipfile.ZipFile(DATA / f"keras_{version}.zip") as archive:
-            archive.extractall(folder / version)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def members(genuine):
-    """The three members of a genuine archive."""
-    with zipfile.ZipFile(genuine / "3.6.0" / "plain.keras") as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write_archive(path, members, *more, method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile warns of what it is made to write
-        for name, content in [*members.items(), *more]:
-            archive.writestr(name, content)
 
 
 def test_archive_as_written_and_as_recompressed(members, inside):
@@ -510,157 +424,3 @@ def test_folders_of_convert(members, inside):
     refused(inside / "out", "", load_model)
     path.unlink()
     refused(inside / "out", "no 'variables.msgpack'", load_model)
-
-
-# Damage
-
-
-def damaged_bytes(rng, data):
-    """One kind of damage to a file's bytes, near its structure more often than not."""
-    data = bytearray(data)
-    marks = [
-        m.start()
-        for m in re.finditer(
-            rb"TREE|SNOD|HEAP|GCOL|OHDR|\x89HDF|PK\x01\x02|PK\x03\x04|PK\x05\x06|\x01\x00.\x00\x01\x00\x00\x00", data
-        )
-    ]
-    near = rng.choice(marks) + rng.randrange(96) if marks and rng.random() < 0.7 else rng.randrange(len(data))
-    at = min(near, len(data) - 8)
-    length = rng.choice([1, 2, 4, 8, 8, 32])
-    values = [
-        bytes(length),
-        b"\xff" * length,
-        rng.randbytes(length),
-        rng.randrange(len(data)).to_bytes(8, "little"),
-        (2**40).to_bytes(8, "little"),
-    ]
-    match rng.randrange(6):
-        case 0:
-            data[at] ^= 1 << rng.randrange(8)
-        case 1:
-            piece = rng.choice(values)
-            data[at : at + len(piece)] = piece
-        case 2:
-            other = rng.randrange(len(data))
-            data[at : at + length] = data[other : other + length]
-        case 3:
-            del data[at:]
-        case 4:
-            del data[at : at + length]
-        case 5:
-            data[at:at] = rng.randbytes(length)
-    return bytes(data)
-
-
-def damaged_json(rng, text):
-    """A configuration with one entry removed, repeated, renamed or replaced by another or by something odd."""
-    config = json.loads(text)
-    entries = []
-
-    def collect(node):
-        for key in node if isinstance(node, dict) else range(len(node)):
-            entries.append((node, key))
-            if isinstance(node[key], (dict, list)):
-                collect(node[key])
-
-    collect(config)
-    node, key = rng.choice(entries)
-    odd = [
-        None,
-        True,
-        -1,
-        0,
-        3,
-        2**63,
-        1e308,
-        float("nan"),
-        "",
-        "x",
-        "relu",
-        "apply",
-        "mixed_bfloat16",
-        [],
-        [None],
-        {},
-        [[]],
-        {"class_name": "Dense"},
-    ]
-    match rng.randrange(5):
-        case 0:
-            del node[key]
-        case 1 if isinstance(node, dict):
-            node[rng.choice(["name", "units", "x", "class_name", "stateful"])] = node.pop(key)
-        case 2:
-            other, at = rng.choice(entries)
-            node[key] = (
-                json.loads(json.dumps(other[at]))
-                if not isinstance(other[at], (dict, list)) or rng.random() < 0.5
-                else 3
-            )
-        case _:
-            node[key] = rng.choice(odd)
-    return json.dumps(config)
-
-
-def damaged(rng, genuine, inside):
-    """A damaged file, at a new path."""
-    folder = genuine / rng.choice(["2.15.0", "3.6.0"])
-    source = rng.choice(sorted(path for path in folder.iterdir() if path.suffix in (".keras", ".h5")))
-    path = inside / source.name
-    if source.suffix != ".keras" or rng.random() < 0.2:
-        path.write_bytes(damaged_bytes(rng, source.read_bytes()))
-        return path
-    with zipfile.ZipFile(source) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    if rng.random() < 0.4:
-        members["model.weights.h5"] = damaged_bytes(rng, members["model.weights.h5"])
-    else:
-        members["config.json"] = damaged_json(rng, members["config.json"])
-    write_archive(path, members)
-    return path
-
-
-@pytest.mark.parametrize("part", cases.thinned(range(4), 1))
-def test_damaged_files(part, genuine, inside):
-    outcomes: collections.Counter = collections.Counter()
-    slowest = 0.0
-    for number in range(part, FUZZ, 4):
-        rng = random.Random(number)
-        path = damaged(rng, genuine, inside)
-        for load in (load_weights, load_model):
-            signal.alarm(SECONDS)
-            start = time.perf_counter()
-            try:
-                result = load(path)
-            except ValueError as error:
-                outcomes[f"{load.__name__}: ValueError{'' if str(path) in str(error) else ' without the path'}"] += 1
-            except BaseException as error:
-                raise AssertionError(f"number {number}, {path.name}, {load.__name__}: {error!r}") from error
-            else:
-                outcomes[f"{load.__name__}: loaded"] += 1
-                for leaf in jax.tree.leaves(result[1] if load is load_model else result):
-                    assert isinstance(leaf, jax.Array)
-            slowest = max(slowest, time.perf_counter() - start)
-        path.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"\n{sum(outcomes.values()) // 2} files: {dict(outcomes)}, slowest {slowest:.2f} s, peak memory {peak:.0f} MB"
-    )
-    assert peak < 4000
-    assert not any("without" in outcome for outcome in outcomes)
-
-
-def test_a_damaged_model_that_loads_applies(genuine, inside):
-    """What loads, works: a few of the configurations that survived damage are really computed."""
-    rng, computed = random.Random(0), 0
-    with zipfile.ZipFile(genuine / "3.6.0" / "plain.keras") as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    while computed < 5:
-        write_archive(inside / "a.keras", {**members, "config.json": damaged_json(rng, members["config.json"])})
-        try:
-            module, variables = load_model(inside / "a.keras")
-        except ValueError:
-            continue
-        batch, *sizes = module.input_shape
-        module.apply(variables, np.ones((batch or 2, *(size or 3 for size in sizes)), np.float32))
-        computed += 1
