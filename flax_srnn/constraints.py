@@ -2,11 +2,14 @@
 
 With n = √Σw² over `axis` and ε = 1e-7; `axis` 0 of a kernel (F, U) takes the weights that come into one unit, and the whole
 of a bias (U,). All are frozen dataclasses: hashable, and equal when their arguments are. Source: `keras.constraints`.
+
+`Stacked` is none of Keras's: it says which axes of a parameter belong to a stack of layers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +20,7 @@ from jax.typing import ArrayLike
 from flax_srnn import identifiers, validation
 from flax_srnn.dtypes import at_least_float32
 
-__all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm", "get", "to_config"]
+__all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "Stacked", "UnitNorm", "get", "over_stack", "to_config"]
 
 Constraint = Callable[[jax.Array], jax.Array]
 
@@ -124,6 +127,45 @@ class UnitNorm:
         return (wide / (_EPSILON + norm)).astype(w.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """A constraint on each member of a stack by itself, as made by `nn.vmap`, `nnx.vmap`, `nn.scan` or `jax.vmap`.
+
+    Args:
+      constraint: a callable w -> w of JAX operations, for the parameter of one member.
+      axes: an integer or several, the stack's axes in the whole parameter; with none, `()`, the constraint gets all of it.
+
+    Raises:
+      TypeError, ValueError: `constraint` is no callable; `axes` has no integers, one twice, or does not fit the weight.
+
+    >>> kernels = jnp.array([[[3.0], [4.0]], [[0.0], [2.0]]])  # two of shape (2, 1)
+    >>> Stacked(UnitNorm(), axes=0)(kernels).round(3).tolist()
+    [[[0.6...], [0.8...]], [[0.0], [1.0]]]
+    """
+
+    constraint: Any
+    axes: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.constraint):
+            raise TypeError(f"`constraint` must be a callable w -> w, got {validation.describe(self.constraint)}.")
+        whole = isinstance(self.axes, (list, tuple)) and not self.axes
+        axes = () if whole else _axes(self.axes, "axes")
+        object.__setattr__(self, "axes", (axes,) if isinstance(axes, int) else axes)
+
+    def __call__(self, w: ArrayLike) -> jax.Array:
+        w = jnp.asarray(w)
+        axes = _axes_of(w, self.axes, "axes")
+        front = tuple(range(len(axes)))
+        project = functools.reduce(lambda inner, _: jax.vmap(inner), axes, self.constraint)
+        return jnp.moveaxis(project(jnp.moveaxis(w, axes, front)), front, axes)
+
+
+def over_stack(constraint: Constraint, axes: tuple[int, ...]) -> Constraint:
+    """`constraint` on each member of a stack; itself where there is no stack, or where it acts on each number alone."""
+    return constraint if not axes or isinstance(constraint, NonNeg) else Stacked(constraint, axes)
+
+
 _TABLE: dict[str, Callable[..., Constraint]] = {
     "max_norm": MaxNorm,
     "min_max_norm": MinMaxNorm,
@@ -171,22 +213,29 @@ def to_config(identifier: Any, *, argument: str = "constraint") -> dict[str, Any
 
 def _norm(w: jax.Array, axis: int | Sequence[int]) -> tuple[jax.Array, jax.Array]:
     """w and its norm over `axis`, in float32 at least: squares, and what is divided by ε, leave the range of float16."""
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if any(not -w.ndim <= a < w.ndim for a in axes):
-        raise ValueError(
-            f"`axis` must lie between {-w.ndim} and {w.ndim - 1} for a weight of shape {w.shape}, got {axis}."
-        )
+    axes = _axes_of(w, axis, "axis")
     wide = w.astype(at_least_float32(w.dtype))
     return wide, jnp.sqrt(jnp.sum(jnp.square(wide), axis=axes, keepdims=True))
 
 
-def _axes(axis: Any) -> int | tuple[int, ...]:
+def _axes_of(w: jax.Array, axes: int | Sequence[int], argument: str) -> tuple[int, ...]:
+    """The axes of `w` that `axes` means."""
+    several = (axes,) if isinstance(axes, int) else tuple(axes)
+    if any(not -w.ndim <= a < w.ndim for a in several) or len({a % w.ndim for a in several}) < len(several):
+        raise ValueError(
+            f"`{argument}` must lie between {-w.ndim} and {w.ndim - 1} for a weight of shape {w.shape}, none twice, "
+            f"got {axes}."
+        )
+    return several
+
+
+def _axes(axis: Any, argument: str = "axis") -> int | tuple[int, ...]:
     """An integer, or a tuple of different ones."""
     several = isinstance(axis, (list, tuple))
-    found = [validation.integer("axis", a) for a in (axis if several else [axis])]
+    found = [validation.integer(argument, a) for a in (axis if several else [axis])]
     axes = tuple(a for a in found if a is not None)
     if len(axes) < len(found):
-        raise TypeError(f"`axis` must be an integer or a sequence of integers, got {validation.describe(axis)}.")
+        raise TypeError(f"`{argument}` must be an integer or a sequence of integers, got {validation.describe(axis)}.")
     if not axes or len(set(axes)) != len(axes):
-        raise ValueError(f"`axis` must name at least one axis and none twice, got {axis!r}.")
+        raise ValueError(f"`{argument}` must name at least one axis and none twice, got {axis!r}.")
     return axes if several else axes[0]

@@ -370,12 +370,6 @@ def test_collecting_takes_what_init_takes_and_computes_nothing():
     }
 
 
-def test_stacked_parameters_are_not_constrained_across_the_stack():
-    with pytest.raises(ValueError, match=r"`model` stacks .*kernel: \(3, 4\) .* got \(3, 3, 4\)"):
-        collect_constraints(COPIES(U, kernel_constraint="max_norm"), KEY, X)
-    assert collect_constraints(nn.remat(SimpleRNN)(U, kernel_constraint="non_neg"), KEY, X) == {"kernel": NonNeg()}
-
-
 @pytest.mark.parametrize("container", [dict, freeze])
 def test_constraints_on_boxed_and_frozen_parameters(container):
     box = nn.with_partitioning(nn.initializers.normal(), (None, "units"))

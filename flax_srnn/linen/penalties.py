@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +14,18 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from flax_srnn import validation
+from flax_srnn.constraints import over_stack
 from flax_srnn.layers.projection import leaves_by_place
 from flax_srnn.linen.cells import PENALTIES, SimpleCellModule
 
 __all__ = ["collect_constraints", "regularization_loss"]
+
+_PROBES = {"(probe of size 1)": 1, "(probe of size 2)": 2}
+"""Variables that `collect_constraints` lays beside a layer's parameters, and the size of their axes."""
+_tracing = jax.make_user_context(None)
+_traces = itertools.count(1)
+"""A number for every trace with probes, which is part of the keys of JAX's caches while it lasts: what is under `nn.jit` is
+traced anew, and no later call finds probes in it."""
 
 
 def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
@@ -46,14 +55,16 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
 def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The constraints of all layers in `model`, as a tree like `variables["params"]` with only the constrained parameters.
 
+    Of layers that are stacked by `nn.vmap` or `nn.scan`, each member is constrained as if it stood alone: there the tree holds
+    `flax_srnn.constraints.Stacked`, with the stack's axes.
+
     Args:
       model: a layer, or any Flax module that contains some.
       *args, **kwargs: as for `model.init`. The model is traced once, nothing is computed.
 
     Raises:
       TypeError: `model` is no Flax module.
-      ValueError: a constrained parameter is stacked by `nn.vmap` or `nn.scan`, so that the constraint would act across the
-        stack.
+      ValueError: a function that `nn.map_variables` was given changes a constrained parameter.
 
     >>> from flax_srnn import SimpleRNN
     >>> layer = SimpleRNN(2, kernel_constraint="non_neg")
@@ -66,21 +77,34 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        if context.method_name == "declare" and isinstance(module, SimpleCellModule):
-            table = module.parameters(*args)
-            found.update({(*module.path, name): (c, table[name][1]) for name, c in module.constraints().items()})
-        return call(*args, **kwargs)
+        made = call(*args, **kwargs)
+        declares = context.method_name == "declare" and isinstance(module, SimpleCellModule)
+        if declares and module.is_mutable_collection("params"):
+            shapes = {name: shape for name, (_, shape) in module.parameters(*args).items()}
+            found.update({(*module.path, name): (c, shapes[name]) for name, c in module.constraints().items()})
+            for probe, size in _PROBES.items():
+                by_rank = {str(len(shape)): jnp.zeros([size] * len(shape)) for shape in shapes.values()}
+                module.put_variable("params", probe, by_rank)
+        return made
 
-    with nn.intercept_methods(intercept):
+    with nn.intercept_methods(intercept), _tracing(next(_traces)):
         variables = jax.eval_shape(lambda: model.init(*args, **kwargs))
+    leaves = dict(leaves_by_place(variables.get("params", {})))
     constraints = {}
-    # Only what is there: a copy of a cell, made to learn the shape of its output, declares its parameters elsewhere.
-    for place, leaf in leaves_by_place(variables.get("params", {})):
-        if place in found:
-            constraints[place], shape = found[place]
-            if shape != leaf.shape:
+    for (*above, name), (constraint, shape) in found.items():
+        place, rank = (*above, name), str(len(shape))
+        probes = [leaves[(*above, probe, rank)].shape for probe in _PROBES if (*above, probe, rank) in leaves]
+        # Only what is there: a copy of a cell, made to learn the shape of its output, declares its parameters at the top of
+        # a tree of its own.
+        if place in leaves and (probes or above):
+            # Probes are lifted as the parameters of their rank are: their own axes differ in size, a stack's do not.
+            axes = tuple(i for i, sizes in enumerate(zip(*probes, strict=True)) if len(set(sizes)) == 1)
+            member = tuple(size for i, size in enumerate(leaves[place].shape) if i not in axes)
+            if not probes or member != shape:
                 raise ValueError(
-                    f"`model` stacks the constrained parameter {'/'.join(place)}: {shape} for one layer, got {leaf.shape}. "
-                    "Leave the constraint out there, and give `keep_constraints` one of your own for the whole stack."
+                    f"`model` stores the constrained parameter {'/'.join(place)}, {leaves[place].shape}, neither as its layer "
+                    f"declares it, {shape}, nor as a stack of that, but through a function (`nn.map_variables`). Leave the "
+                    "constraint out there, and give `keep_constraints` one of your own."
                 )
+            constraints[place] = over_stack(constraint, axes)
     return traverse_util.unflatten_dict(constraints)

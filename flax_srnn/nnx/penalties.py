@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
+from flax_srnn.layers.projection import by_member
 from flax_srnn.nnx.cells import SimpleCellModule
 from flax_srnn.nnx.layers import Layer
 
@@ -37,6 +38,13 @@ def regularization_loss(model: nnx.Module) -> jax.Array:
 def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
     """The constraints of all layers in `model`, as `keep_constraints` takes them for an `nnx.Optimizer`.
 
+    Of layers that are stacked, by `nnx.vmap`, say, each member is constrained as if it stood alone: there the tree holds
+    `flax_srnn.constraints.Stacked`. The stack's axes are read off from the shapes of all parameters of a layer, which must be
+    stacked alike.
+
+    Raises:
+      ValueError: the shapes do not tell which axes are the stack's, as where members, F and U are equally many.
+
     >>> import optax
     >>> from flax_srnn import keep_constraints
     >>> from flax_srnn.nnx import SimpleRNN
@@ -47,11 +55,12 @@ def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
     >>> bool((layer.kernel[...] >= 0).all())
     True
     """
-    return traverse_util.unflatten_dict(
-        {
-            (*path, name): constraint
-            for path, module in nnx.iter_graph(model)
-            if isinstance(module, SimpleCellModule)
-            for name, constraint in module.constraints().items()
-        }
-    )
+    constraints = {}
+    for path, module in nnx.iter_graph(model):
+        if isinstance(module, SimpleCellModule):
+            shapes = {name: p.shape for name, p in module.params().items()}
+            sizes = {"F": module.in_features, "U": int(module.units)}
+            for name, constraint in module.constraints().items():
+                place = (*path, name)
+                constraints[place] = by_member(place, constraint, shapes, sizes, "model")
+    return traverse_util.unflatten_dict(constraints)
