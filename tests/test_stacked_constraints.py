@@ -189,10 +189,9 @@ def test_parameters_behind_a_function_are_refused():
 # --- stacks that nobody was told of: jax.vmap --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("model", "axis"), cases.thinned([(m, axis) for axis, m in itertools.product((0, 1, -1), MODELS)], 4)
-)
-def test_members_of_a_stack_with_the_tree_of_one(model, axis):
+@pytest.mark.parametrize("of", cases.thinned(itertools.product(MODELS, (0, 1, -1)), 3), ids=str)
+def test_members_of_a_stack_with_the_tree_of_one(of):
+    model, axis = of
     module, arguments, options = MODELS[model](U)
     alone = module(*arguments, **options)
     tree = collect_constraints(alone, KEY, X)
