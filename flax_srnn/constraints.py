@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from flax_srnn import identifiers, validation
 from flax_srnn.dtypes import at_least_float32
 
-__all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "Stacked", "UnitNorm", "get", "over_stack", "to_config"]
+__all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "Stacked", "UnitNorm", "get", "to_config"]
 
 Constraint = Callable[[jax.Array], jax.Array]
 
@@ -159,11 +159,6 @@ class Stacked:
         front = tuple(range(len(axes)))
         project = functools.reduce(lambda inner, _: jax.vmap(inner), axes, self.constraint)
         return jnp.moveaxis(project(jnp.moveaxis(w, axes, front)), front, axes)
-
-
-def over_stack(constraint: Constraint, axes: tuple[int, ...]) -> Constraint:
-    """`constraint` on each member of a stack; itself where there is no stack, or where it acts on each number alone."""
-    return constraint if not axes or isinstance(constraint, NonNeg) else Stacked(constraint, axes)
 
 
 _TABLE: dict[str, Callable[..., Constraint]] = {

@@ -74,6 +74,7 @@ PIECES_OF_LAYERS = ("test_states.py::test_sequence_in_pieces_equals_the_whole",)
 PENALTIES = ("test_penalties_and_constraints.py::test_weight_penalties_equal_keras",)
 ACTIVITY = ("test_penalties_and_constraints.py::test_activity_penalty_equals_keras",)
 TWICE = ("test_penalties_and_constraints.py::test_layer_called_twice_and_variables_passed_on",)
+STACKED = "test_stacked_constraints.py::"
 STEPS_OF_KERAS = ("test_penalties_and_constraints.py::test_constraints_equal_keras_after_several_steps",)
 REGULARIZERS = ("test_identifiers.py::test_regularizer_equals_keras",)
 CONSTRAINTS = ("test_identifiers.py::test_constraint_equals_keras",)
@@ -774,6 +775,34 @@ OF_BOTH_FAMILIES = [
         STEPS_OF_KERAS,
     ),
     Mutation(
+        "constraint-across-the-stack",
+        PROJECTION,
+        "return over_stack(constraint, *found)",
+        "return constraint",
+        (f"{STACKED}test_members_of_a_stack_with_the_tree_of_one",),
+    ),
+    Mutation(
+        "axes-of-stacks-from-the-front-only",
+        PROJECTION,
+        "range(-1 - rank, 1 + rank)",
+        "range(1 + rank)",
+        (f"{STACKED}test_members_of_a_stack_with_the_tree_of_one",),
+    ),
+    Mutation(
+        "any-reading-of-a-stack-will-do",
+        PROJECTION,
+        "if len(found) != 1:",
+        "while len(found) > 1:\n        found.pop()\n    if not found:",
+        (f"{STACKED}test_what_cannot_be_told_apart_raises",),
+    ),
+    Mutation(
+        "stacks-first-checked-by-the-update",
+        PROJECTION,
+        "_fitted(tree, params)\n        return",
+        "return",
+        (f"{STACKED}test_what_cannot_be_told_apart_raises",),
+    ),
+    Mutation(
         "reset-states-forgets-the-learned-state",
         STATES,
         'if NAME in recorded and "initial_state" in inner:',
@@ -857,6 +886,20 @@ OF_LINEN = [
         "linen-other-cells-draw-at-every-step", "linen/cells.py", '"dropout": False}', '"dropout": True}', USERS_CELL
     ),
     Mutation(
+        "linen-axes-of-stacks-for-the-layers-own",
+        "linen/penalties.py",
+        "len(set(sizes)) == 1",
+        "len(set(sizes)) == 2",
+        (f"{STACKED}test_members_of_lifted_layers",),
+    ),
+    Mutation(
+        "linen-constraints-under-jit-overlooked",
+        "linen/penalties.py",
+        "_tracing(next(_traces))",
+        "_tracing(None)",
+        (f"{STACKED}test_jitted_layers_are_found_and_left_clean",),
+    ),
+    Mutation(
         "linen-penalties-of-copies-averaged",
         "linen/penalties.py",
         ".sum() for penalty",
@@ -929,6 +972,13 @@ OF_NNX = [
         "functools.partial(layer._call, training=None,",
         NNX_LAYERS,
     ),
+    Mutation(
+        "nnx-stacks-without-known-sizes",
+        "nnx/penalties.py",
+        'by_member(place, constraint, shapes, sizes, "model")',
+        'by_member(place, constraint, shapes, {}, "model")',
+        (f"{STACKED}test_nnx_layers_know_their_sizes",),
+    ),
     Mutation("nnx-directions-draw-alike", "nnx/layers.py", "path=(name,))", "path=())", NNX_LAYERS),
     Mutation(
         "nnx-parameters-of-the-directions-swapped",
@@ -967,8 +1017,8 @@ OF_NAMES = [
     Mutation(
         "constraint-on-the-wrong-axis",
         "constraints.py",
-        "axes = (axis,) if isinstance(axis, int)",
-        "axes = (-1 - axis,) if isinstance(axis, int)",
+        "several = (axes,) if isinstance(axes, int)",
+        "several = (-1 - axes,) if isinstance(axes, int)",
         CONSTRAINTS,
     ),
     Mutation(

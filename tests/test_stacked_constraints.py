@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from models import KEY, B, F, T, U, X, drawn
+from models import KEY, F, U, X, drawn
 
 import flax_srnn.nnx as fnnx
 from flax_srnn import (
@@ -25,9 +25,9 @@ from flax_srnn import (
 from flax_srnn.constraints import MaxNorm, MinMaxNorm, NonNeg, Stacked, UnitNorm
 
 N = 3
-NORMS = {"kernel_constraint": UnitNorm(), "recurrent_constraint": MaxNorm(0.5, axis=1), "bias_constraint": MaxNorm(0.3)}
+NORMS = {"kernel_constraint": UnitNorm(), "recurrent_constraint": MaxNorm(0.5, -1), "bias_constraint": MaxNorm(0.3)}
 OTHERS = {
-    "kernel_constraint": MinMaxNorm(0.4, 0.6, rate=0.3, axis=(0, 1)),
+    "kernel_constraint": MinMaxNorm(0.4, 0.6, rate=0.3, axis=(-2, -1)),
     "recurrent_constraint": NonNeg(),
     "bias_constraint": UnitNorm(),
 }
@@ -132,7 +132,7 @@ class Deep(nn.Module):
 
 def test_models_that_are_stacked_in_parts():
     tree = collect_constraints(Deep(), KEY, X)
-    plain = {"kernel": UnitNorm(), "recurrent_kernel": MaxNorm(0.5, 1), "bias": MaxNorm(0.3)}
+    plain = {"kernel": UnitNorm(), "recurrent_kernel": MaxNorm(0.5, -1), "bias": MaxNorm(0.3)}
     at = [{name: Stacked(constraint, axis) for name, constraint in plain.items()} for axis in (0, 1)]
     assert tree == {
         "blocks": {"rnn": at[1]},
@@ -163,13 +163,18 @@ def test_jitted_layers_are_found_and_left_clean(make):
 
 
 def test_a_parameter_of_the_same_name_at_the_top_is_not_constrained():
+    """The layer makes a copy of a user's cell, to learn the shape of its output, at the top of a tree of its own."""
+
+    class Cell(SimpleRNNCell):
+        def __call__(self, carry, inputs):
+            return super().__call__(carry, inputs)
+
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = x @ self.param("kernel", nn.initializers.ones, (F, U))
-            return RNN([SimpleRNNCell(U, **NORMS), nn.GRUCell(2)], name="rnn")(x)
+            return RNN([Cell(U, **NORMS), Cell(U)], name="rnn")(x @ self.param("kernel", nn.initializers.ones, (F, F)))
 
-    assert collect_constraints(Model(), KEY, np.ones((B, T, F), np.float32)).keys() == {"rnn"}
+    assert collect_constraints(Model(), KEY, X).keys() == {"rnn"}
 
 
 def test_parameters_behind_a_function_are_refused():
@@ -316,7 +321,7 @@ def test_an_nnx_model_made_by_scan():
         return count + 1, fnnx.Bidirectional(fnnx.RNN(cells), rngs=rngs)
 
     _, model = make(0, nnx.Rngs(0))
-    plain = {"kernel": UnitNorm(), "recurrent_kernel": MaxNorm(0.5, 1), "bias": MaxNorm(0.3)}
+    plain = {"kernel": UnitNorm(), "recurrent_kernel": MaxNorm(0.5, -1), "bias": MaxNorm(0.3)}
     at = {"cell": {0: {name: Stacked(constraint, 0) for name, constraint in plain.items()}}}
     tree = fnnx.collect_constraints(model)
     assert tree == {"layer": at, "backward_layer": at}

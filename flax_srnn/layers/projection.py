@@ -14,9 +14,9 @@ import optax
 from flax.core import meta
 
 from flax_srnn import validation
-from flax_srnn.constraints import Constraint, Stacked, over_stack
+from flax_srnn.constraints import Constraint, NonNeg, Stacked
 
-__all__ = ["apply_constraints", "by_member", "keep_constraints", "leaves_by_place"]
+__all__ = ["apply_constraints", "by_member", "keep_constraints", "leaves_by_place", "over_stack"]
 
 _LETTERS = {"kernel": "FU", "recurrent_kernel": "UU", "bias": "U", "initial_state": "U"}
 """The axes of the parameters of one layer; capital letters, beside which small ones stand for the axes of a stack."""
@@ -145,6 +145,11 @@ def by_member(
             "members, or put flax_srnn.constraints.Stacked(constraint, axes) into a tree of your own."
         )
     return over_stack(constraint, *found)
+
+
+def over_stack(constraint: Constraint, axes: tuple[int, ...]) -> Constraint:
+    """`constraint` on each member of a stack; itself where there is no stack, or where it acts on each number alone."""
+    return constraint if not axes or isinstance(constraint, NonNeg) else Stacked(constraint, axes)
 
 
 def _readings(shapes: Mapping[str, tuple[int, ...]], depth: int) -> list[dict[str, str]]:

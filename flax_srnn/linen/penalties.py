@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from flax_srnn import validation
-from flax_srnn.constraints import over_stack
-from flax_srnn.layers.projection import leaves_by_place
+from flax_srnn.layers.projection import leaves_by_place, over_stack
 from flax_srnn.linen.cells import PENALTIES, SimpleCellModule
 
 __all__ = ["collect_constraints", "regularization_loss"]
