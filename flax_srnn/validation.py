@@ -23,6 +23,7 @@ __all__ = [
     "Weights",
     "activation",
     "array",
+    "batch_size",
     "describe",
     "dtype",
     "features",
@@ -49,6 +50,7 @@ __all__ = [
     "step_flags",
     "step_inputs",
     "tolerance",
+    "training",
     "units",
     "unroll",
     "unrollable",
@@ -74,19 +76,23 @@ def describe(value: Any) -> str:
 
 
 def array(name: str, value: Any) -> jax.Array:
-    """`value` as a real-valued array."""
-    known = hasattr(value, "dtype") or hasattr(value, "__jax_array__") or isinstance(value, (int, float, list, tuple))
+    """`value` as a real-valued array: anything that `numpy.asarray` reads as numbers."""
+    refused = TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.")
+    of_jax = isinstance(value, jax.Array) or hasattr(value, "__jax_array__")
     # JAX would take a string in a list for the name of a dtype.
-    if not known or any(isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(value)):
-        raise TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.")
+    is_list = isinstance(value, (int, float, list, tuple)) and not any(
+        isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(value)
+    )
+    if not (of_jax or is_list or hasattr(value, "__array__")):
+        raise refused
     try:
-        result = jnp.asarray(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.") from error
+        result = jnp.asarray(value if of_jax or is_list else np.asarray(value))
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's, for one with gradients
+        raise refused from error
     if jnp.issubdtype(result.dtype, jnp.complexfloating):
         raise TypeError(f"`{name}` must be real-valued, got {describe(result)}.")
     if not (jnp.issubdtype(result.dtype, jnp.number) or result.dtype == jnp.bool_):
-        raise TypeError(f"`{name}` must be an array of real numbers, got {describe(result)}.")
+        raise refused
     return result
 
 
@@ -180,8 +186,8 @@ def lengths(value: Any, batch: tuple[int, ...], steps: int) -> jax.Array | None:
         raise TypeError(f"`seq_lengths` must hold integers, got {describe(result)}.")
     if result.shape != batch:
         raise ValueError(f"`seq_lengths` must have the shape (*batch,) = {batch}, got {describe(result)}.")
-    # As given, where that is NumPy: JAX cuts 64-bit integers to 32 bits.
-    known = value if isinstance(value, np.ndarray) else result
+    # As given, where that is no array of JAX's, which cuts 64-bit integers to 32 bits.
+    known = result if isinstance(result, jax.core.Tracer) or isinstance(value, jax.Array) else np.asarray(value)
     if not isinstance(known, jax.core.Tracer):
         values = np.asarray(known)
         if values.size and (values.min() < 0 or values.max() > steps):
@@ -189,7 +195,8 @@ def lengths(value: Any, batch: tuple[int, ...], steps: int) -> jax.Array | None:
                 f"`seq_lengths` must lie between 0 and the number of steps T = {steps}, got values from {values.min()} to "
                 f"{values.max()}."
             )
-    return result
+    # T need not fit the dtype in which lengths arrive: steps counted in it would wrap round.
+    return result.astype(jnp.int32)
 
 
 def single_state(value: Any, name: str = "initial_state") -> Any:
@@ -216,7 +223,8 @@ def recorded(states: Any, count: int, batch: tuple[int, ...]) -> None:
         if leaf.shape[: len(batch)] != batch:
             raise ValueError(
                 f"`inputs` has the batch shape {batch}, but the recorded state is {describe(leaf)}: a stateful layer keeps its "
-                "batch; begin anew, or pass `initial_state`."
+                f"batch. Begin anew with `reset_states(batch_size={batch[0] if len(batch) == 1 else batch})` (in Linen "
+                "`variables` comes first), or pass `initial_state`."
             )
 
 
@@ -238,6 +246,17 @@ def like(name: str, value: Any, example: Any) -> Any:
 def flag(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be True or False, got {describe(value)}.")
+
+
+def training(value: Any) -> Any:
+    """A bool, or a traced boolean: what `nn.remat` or `nn.jit` make of one."""
+    if isinstance(value, jax.core.Tracer) and value.dtype == jnp.bool_ and value.shape == ():
+        return value
+    if isinstance(value, (bool, np.bool_)) or (
+        isinstance(value, jax.Array) and value.dtype == jnp.bool_ and not value.shape
+    ):
+        return bool(value)
+    raise TypeError(f"`training` must be True or False, or a traced boolean, got {describe(value)}.")
 
 
 def integer(name: str, value: Any) -> int | None:
@@ -307,6 +326,14 @@ def shape(name: str, value: Any) -> tuple[int, ...]:
         if number < 0:
             raise ValueError(f"`{name}` must not have negative entries, got {describe(value)}.")
     return tuple(value)
+
+
+def batch_size(value: Any) -> tuple[int, ...]:
+    """The batch shape that an integer or a tuple of integers stands for."""
+    number = integer("batch_size", value)
+    if number is None and not isinstance(value, (list, tuple)):
+        raise TypeError(f"`batch_size` must be an integer or a tuple of integers, got {describe(value)}.")
+    return shape("batch_size", value if number is None else (number,))
 
 
 def key(name: str, value: Any) -> None:

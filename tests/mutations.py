@@ -713,18 +713,18 @@ OF_BOTH_FAMILIES = [
     Mutation(
         "dropout-in-inference",
         OPTIONS,
-        "return training and (self.dropout > 0 or self.recurrent_dropout > 0)",
-        "return self.dropout > 0 or self.recurrent_dropout > 0",
+        "return training is not False and (o.dropout > 0 or o.recurrent_dropout > 0)",
+        "return o.dropout > 0 or o.recurrent_dropout > 0",
         ("test_transforms.py::test_inference_reads_no_key",),
     ),
     Mutation(
         "recurrent-dropout-alone-ignored",
         OPTIONS,
-        "(self.dropout > 0 or self.recurrent_dropout > 0)",
-        "(self.dropout > 0)",
+        "(o.dropout > 0 or o.recurrent_dropout > 0)",
+        "(o.dropout > 0)",
         ("test_bad_input.py::test_training_without_a_key_is_flax_own_error",),
     ),
-    Mutation("seed-ignored", OPTIONS, "jax.random.key(self.seed)", "jax.random.key(0)", SEED),
+    Mutation("seed-ignored", OPTIONS, "jax.random.key(o.seed)", "jax.random.key(0)", SEED),
     Mutation(
         "seed-draws-alike-at-every-place",
         OPTIONS,
@@ -735,8 +735,8 @@ OF_BOTH_FAMILIES = [
     Mutation(
         "activity-not-divided-by-the-batch",
         OPTIONS,
-        "functools.reduce(operator.add, penalties) / max(math.prod(batch), 1)",
-        "functools.reduce(operator.add, penalties)",
+        "max(math.prod(batch), 1)",
+        "1",
         ACTIVITY,
     ),
     Mutation(
@@ -756,8 +756,8 @@ OF_BOTH_FAMILIES = [
     Mutation(
         "constraints-of-the-kernels-swapped",
         OPTIONS,
-        '{"kernel": self.kernel_constraint, "recurrent_kernel": self.recurrent_constraint}',
-        '{"kernel": self.recurrent_constraint, "recurrent_kernel": self.kernel_constraint}',
+        '{"kernel": o.kernel_constraint, "recurrent_kernel": o.recurrent_constraint}',
+        '{"kernel": o.recurrent_constraint, "recurrent_kernel": o.kernel_constraint}',
         STEPS_OF_KERAS,
     ),
     Mutation(
@@ -834,11 +834,11 @@ OF_LINEN = [
         PIECES_OF_LAYERS,
     ),
     Mutation(
-        "linen-given-state-needs-a-record",
+        "linen-state-that-never-advances",
         "linen/layers.py",
-        "if given or not self.stateful or",
-        "if not self.stateful or",
-        ("test_states.py::test_a_given_state_wins_and_what_comes_of_it_is_stored",),
+        "initial_state, recorded, self._unrecorded())",
+        "initial_state, recorded)",
+        ("test_states.py::test_a_state_that_would_never_advance_is_refused",),
     ),
     Mutation(
         "linen-training-not-passed-to-cells",
@@ -850,8 +850,8 @@ OF_LINEN = [
     Mutation(
         "linen-training-not-passed-to-directions",
         "linen/layers.py",
-        "layer), training=training)",
-        "layer), training=False)",
+        "functools.partial(layer, training=training) for layer",
+        "functools.partial(layer, training=False) for layer",
         PLACES,
     ),
     Mutation(
@@ -863,23 +863,38 @@ OF_LINEN = [
     ),
     Mutation(
         "linen-penalties-summed-twice",
-        "linen/cells.py",
-        'add = name == "activity_regularizer" and name in sown',
-        "add = name in sown",
+        "linen/sown.py",
+        '_sum if name == "activity_regularizer" else _latest',
+        "_sum",
         TWICE,
     ),
     Mutation(
         "linen-activity-of-the-last-call-only",
-        "linen/cells.py",
-        'add = name == "activity_regularizer" and name in sown',
-        "add = False",
+        "linen/sown.py",
+        '_sum if name == "activity_regularizer" else _latest',
+        "_latest",
         TWICE,
+    ),
+    Mutation("linen-penalties-of-an-earlier-pass", "linen/cells.py", "sown.forget(self)", "pass", TWICE),
+    Mutation(
+        "linen-penalties-forgotten-within-a-pass",
+        "linen/sown.py",
+        "_at(scope, place) is first.get(place) for",
+        "True for",
+        ("test_lifted.py::test_penalties_add_up_over_the_calls_of_a_pass",),
+    ),
+    Mutation(
+        "linen-penalties-of-a-lifted-pass-not-forgotten",
+        "linen/sown.py",
+        "all(\n            _at(scope, place) is first.get(place) for scope, first in scopes\n        )",
+        "not any(scope.path for scope, _ in scopes) and all(\n            _at(scope, place) is first.get(place) for scope, first in scopes\n        )",
+        ("test_lifted.py::test_penalties_of_an_earlier_pass_are_forgotten",),
     ),
     Mutation(
         "linen-seed-wins-over-the-stream",
         "linen/cells.py",
-        'None if self.has_rng("dropout") else self.seed_key(self.path)',
-        "self.seed_key(self.path)",
+        'None if self.has_rng("dropout") else options.seed_key(self, self.path)',
+        "options.seed_key(self, self.path)",
         SEED,
     ),
     Mutation(
@@ -933,8 +948,8 @@ OF_NNX = [
     Mutation(
         "nnx-activity-of-the-last-call-only",
         "nnx/layers.py",
-        "self.activity_loss[...] += done",
-        "self.activity_loss[...] = done",
+        "options.total([self.activity_loss[...], done.activity_penalty])",
+        "done.activity_penalty",
         NNX_PENALTIES,
     ),
     Mutation(

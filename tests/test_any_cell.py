@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import KEY, LENGTHS, MASK, RESETS, B, F, T, U, X, check_tree, close, drawn, parameters, run, same, shapes
+from models import KEY, LENGTHS, MASK, RESETS, B, F, T, U, X, check_tree, close, drawn, run, same, shapes
 
 from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells
 
@@ -237,9 +237,3 @@ def test_one_cell_in_every_wrapping():
     for cell in (SimpleRNNCell(U), [SimpleRNNCell(U)], (SimpleRNNCell(U),), StackedRNNCells([SimpleRNNCell(U)])):
         layer = RNN(cell, return_sequences=True, return_state=True)
         check_tree(layer.apply(variables, X, mask=MASK), expected, same)
-
-
-def test_a_cell_is_a_template_and_each_place_has_parameters_of_its_own():
-    cell = SimpleRNNCell(F)
-    params = drawn(RNN([cell, cell]), X)["params"]
-    assert shapes(params) == {"cells_0": parameters(F, F), "cells_1": parameters(F, F)}

@@ -290,7 +290,8 @@ INPUTS = [
     Case(TypeError, "inputs", "missing", lambda: simple_rnn(PARAMS)),
     wrong(TypeError, "1 (int)", training=1),
     wrong(TypeError, "None", training=None),
-    Case(TypeError, "training", "dtype bool", lambda: jax.eval_shape(lambda flag: call(training=flag), True)),
+    Case(TypeError, "training", "dtype int32", lambda: jax.eval_shape(lambda flag: call(training=flag), 1)),
+    Case(TypeError, "training", "shape (2,)", lambda: jax.eval_shape(lambda flag: call(training=flag), MASK[:, 0])),
     wrong(TypeError, "unexpected", msk=MASK),
 ]
 

@@ -450,9 +450,6 @@ def test_leaky_cell_has_the_options_of_the_simple_one(cells):
     assert list(collect_constraints(only, jax.random.key(0), x)) == ["kernel"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="penalties that a cell sows inside the loop of any cell stay there"
-)
 @pytest.mark.parametrize("kind", ["own step", "in a nested stack"])
 def test_linen_penalties_of_a_cell_driven_step_by_step(cells, kind):
     linen, _ = cells

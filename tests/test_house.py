@@ -51,7 +51,7 @@ ORDER = {
         {"sequence"},
     ],
     "layers": [{"options", "projection", "states"}, {"driving"}],
-    "linen": [{"cells"}, {"layers"}, {"penalties"}],
+    "linen": [{"sown"}, {"cells"}, {"layers"}, {"penalties"}],
     "nnx": [{"cells"}, {"layers"}, {"penalties", "bridge"}],
 }
 FAMILY = {"linen": "nnx", "nnx": "linen"}

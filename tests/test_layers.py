@@ -32,7 +32,10 @@ GRU = {
         (RNN([SimpleRNNCell(U)]), parameters(F, U)),
         (RNN(StackedRNNCells([SimpleRNNCell(U)])), parameters(F, U)),
         (RNN([SimpleRNNCell(U), SimpleRNNCell(6)]), {"cells_0": parameters(F, U), "cells_1": parameters(U, 6)}),
-        (RNN(StackedRNNCells([SimpleRNNCell(U)] * 2)), {"cells_0": parameters(F, U), "cells_1": parameters(U, U)}),
+        (
+            RNN(StackedRNNCells([SimpleRNNCell(U), SimpleRNNCell(U)])),
+            {"cells_0": parameters(F, U), "cells_1": parameters(U, U)},
+        ),
         (
             RNN([StackedRNNCells([SimpleRNNCell(2), SimpleRNNCell(6)]), SimpleRNNCell(U)]),
             {"cells_0": {"cells_0": parameters(F, 2), "cells_1": parameters(2, 6)}, "cells_1": parameters(6, U)},
@@ -63,7 +66,8 @@ def test_parameters_of_cells():
 
 
 def test_parameters_are_drawn_from_keys_of_their_own():
-    params = jax.jit(RNN([SimpleRNNCell(U, bias_initializer="normal")] * 2).init)(KEY, X[..., [0, 1, 2, 0]])["params"]
+    cells = [SimpleRNNCell(U, bias_initializer="normal") for _ in range(2)]
+    params = jax.jit(RNN(cells).init)(KEY, X[..., [0, 1, 2, 0]])["params"]
     leaves = [np.ravel(leaf)[:U] for leaf in jax.tree.leaves(params)]
     assert len({tuple(leaf.tolist()) for leaf in leaves}) == len(leaves) == 6
 
@@ -455,7 +459,7 @@ def test_one_seed_draws_other_masks_at_every_place():
         F, activation=None, kernel_initializer="identity", recurrent_initializer="zeros", dropout=0.5, seed=1
     )
     ones = np.ones((16, 1, F), np.float32)
-    for layer in (RNN([cell, cell]), Bidirectional(RNN(cell), None)):
+    for layer in (RNN([cell, cell.copy()]), Bidirectional(RNN(cell), None)):
         variables = jax.jit(layer.init)(KEY, ones)
         result = layer.apply(variables, ones, training=True)
         if isinstance(result, tuple):

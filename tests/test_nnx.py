@@ -41,7 +41,9 @@ def _arguments(function, *without):
 @pytest.mark.parametrize("name", ["SimpleRNNCell", "SimpleRNN", "RNN", "StackedRNNCells", "Bidirectional"])
 def test_signatures_are_those_of_linen(name):
     linen, layer = getattr(flax_srnn, name), getattr(fnnx, name)
-    assert _arguments(layer.__init__, "in_features", "rngs") == _arguments(linen.__init__, "parent", "name")
+    assert _arguments(layer.__init__, "in_features", "rngs", "batch_size") == _arguments(
+        linen.__init__, "parent", "name"
+    )
     assert _arguments(layer.__call__, "training") == _arguments(linen.__call__, "training")
     kinds = [{p.name: p.kind for p in inspect.signature(cls.__call__).parameters.values()} for cls in (linen, layer)]
     assert kinds[0] == kinds[1]

@@ -322,8 +322,8 @@ class Model(nn.Module):
         x = SimpleRNN(U, recurrent_constraint="unit_norm", return_sequences=True, dropout=0.5, name="rnn")(
             x, training=training
         )
-        x = RNN([SimpleRNNCell(U), CONSTRAINED], return_sequences=True, name="stack")(x)
-        return Bidirectional(RNN(CONSTRAINED), name="both")(x)
+        x = RNN([SimpleRNNCell(U), CONSTRAINED.copy()], return_sequences=True, name="stack")(x)
+        return Bidirectional(RNN(CONSTRAINED.copy()), name="both")(x)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ class Model(nn.Module):
             {"kernel": UnitNorm(1)},
         ),
         (RNN(CONSTRAINED), FOUND),
-        (RNN([CONSTRAINED, nn.GRUCell(2), CONSTRAINED]), {"cells_0": FOUND, "cells_2": FOUND}),
+        (RNN([CONSTRAINED, nn.GRUCell(2), CONSTRAINED.copy()]), {"cells_0": FOUND, "cells_2": FOUND}),
         (RNN(StackedRNNCells([CONSTRAINED, SimpleRNNCell(2)])), {"cells_0": FOUND}),
         (Bidirectional(RNN(CONSTRAINED)), {"forward_layer": FOUND, "backward_layer": FOUND}),
         (nn.RNN(CONSTRAINED), {"cell": FOUND}),

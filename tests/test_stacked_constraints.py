@@ -301,7 +301,7 @@ def test_members_of_an_nnx_ensemble(axis):
     stack = ensemble(U, axis, **NORMS)
     tree = fnnx.collect_constraints(stack)
     assert tree["kernel"] == Stacked(UnitNorm(), axis % 3)
-    params = of_shapes(**{name: stack.params()[name].shape for name in alone})
+    params = of_shapes(**{name: stack._params()[name].shape for name in alone})
     step = stepping(alone)
     for given in (tree, alone):
         nnx.update(stack, params)
@@ -309,7 +309,7 @@ def test_members_of_an_nnx_ensemble(axis):
         optimizer.update(stack, jax.tree.map(jnp.cos, nnx.state(stack, nnx.Param)))
         for i in range(N):
             expected = step(member(params, (axis,), (i,)))
-            for name, one in member(stack.params(), (axis,), (i,)).items():
+            for name, one in member(stack._params(), (axis,), (i,)).items():
                 np.testing.assert_allclose(one, expected[name], rtol=1e-6, atol=1e-7)
 
 

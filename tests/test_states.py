@@ -79,6 +79,10 @@ def run_and_record(layer, variables, x, **arguments):
     return jax.jit(lambda v, x, a: layer.apply(v, x, **a, mutable=["carry"]))(variables, x, arguments)
 
 
+def output(layer, variables, x, **arguments):
+    return run_and_record(layer, variables, x, **arguments)[0]
+
+
 def test_ones_count_up():
     """Keras's own example, which on JAX it gets right only in eager mode: 4, then 8."""
     options = dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "ones")
@@ -91,19 +95,27 @@ def test_ones_count_up():
         variables = {**variables, **updated}
 
 
-def test_without_mutable_the_state_is_read_and_nothing_is_stored():
+def test_the_state_goes_on_from_the_record():
     variables = drawn(LAYER, X)
-    y = LAYER.apply(variables, X)
-    assert isinstance(y, jax.Array)
-    recorded = variables["carry"]["states"][0]
-    expected = stateless(LAYER).apply({"params": variables["params"]}, X, initial_state=recorded)[0]
-    same(y, expected)
-    same(LAYER.apply(variables, X), y)
-    assert not np.allclose(y, LAYER.apply(reset_states(variables), X))
     stored, updated = LAYER.apply(variables, X, mutable=["carry", "losses"])
-    same(stored, y)
+    recorded = variables["carry"]["states"][0]
+    same(stored, stateless(LAYER).apply({"params": variables["params"]}, X, initial_state=recorded)[0])
+    assert not np.allclose(stored, output(LAYER, reset_states(variables), X))
     assert list(updated) == ["carry"]
-    same(updated["carry"]["states"][0], y[:, -1])
+    same(updated["carry"]["states"][0], stored[:, -1])
+
+
+def as_states(tree):
+    return tree["states"] if isinstance(tree, dict) else tree
+
+
+@pytest.mark.parametrize("layer", [LAYER, MIXED, Bidirectional(LAYER)], ids=["SimpleRNN", "several cells", "both"])
+def test_a_state_that_would_never_advance_is_refused(layer):
+    variables = drawn(layer, X)
+    given = [state for _, tree in sorted(variables["carry"].items(), reverse=True) for state in as_states(tree)]
+    for arguments in ({}, {"mutable": ["losses"]}, {"initial_state": given}):
+        with pytest.raises(ValueError, match=r"stateful .*mutable=\['carry'\]"):
+            layer.apply(variables, X, **arguments)
 
 
 def test_apply_without_a_record_begins_one():
@@ -123,7 +135,7 @@ def test_a_given_state_wins_and_what_comes_of_it_is_stored():
         same(y, expected)
         same(updated["carry"]["states"][0], final)
     # Then a record is not needed, and one of another batch is no mistake.
-    same(LAYER.apply({"params": variables["params"]}, X, initial_state=given), expected)
+    same(output(LAYER, {"params": variables["params"]}, X, initial_state=given), expected)
     _, updated = LAYER.apply(variables, X[:1], initial_state=given[:1], mutable=["carry"])
     assert updated["carry"]["states"][0].shape == (1, U)
 
@@ -135,12 +147,12 @@ def test_resets_go_back_to_the_initial_state_not_to_the_recorded_one(name):
     params = {"params": variables["params"]}
     resets = np.arange(T) == np.full((B, 1), 2)
     fresh = stateless(layer)
-    before, after = run(layer, variables, X)[:, :2], run(fresh, params, X[:, 2:])[0]
-    check(run(layer, variables, X, resets=resets), jnp.concatenate([before, after], 1))
+    before, after = output(layer, variables, X)[:, :2], run(fresh, params, X[:, 2:])[0]
+    check(output(layer, variables, X, resets=resets), jnp.concatenate([before, after], 1))
     # A given state is one to go back to.
     given = jax.tree.map(lambda leaf: leaf + 1, variables["carry"]["states"][0])
     check(
-        run(layer, variables, X, resets=resets, initial_state=[given]),
+        output(layer, variables, X, resets=resets, initial_state=[given]),
         run(fresh, params, X, resets=resets, initial_state=[given])[0],
     )
 
@@ -208,7 +220,7 @@ def test_one_compilation_for_many_batches():
 def test_gradient_reaches_the_recorded_state():
     """The record is an input like any other, so that the user decides where backpropagation is cut."""
     variables = drawn(LAYER, X)
-    gradient = jax.grad(lambda carry: LAYER.apply({**variables, "carry": carry}, X).sum())(variables["carry"])
+    gradient = jax.grad(lambda carry: output(LAYER, {**variables, "carry": carry}, X).sum())(variables["carry"])
     assert np.abs(gradient["states"][0]).min() > 0
 
 
@@ -218,17 +230,17 @@ def test_gradient_reaches_the_recorded_state():
 def test_both_directions_keep_their_states():
     layer = Bidirectional(LAYER.clone(return_state=True), None)
     variables = drawn(layer, X)
-    y, z, first, second = layer.apply(variables, X)
-    for name, backwards, output, state in (("forward_layer", False, y, first), ("backward_layer", True, z, second)):
+    y, z, first, second = output(layer, variables, X)
+    for name, backwards, out, state in (("forward_layer", False, y, first), ("backward_layer", True, z, second)):
         single = LAYER.clone(stateful=False, return_state=True, go_backwards=backwards, keep_order=True)
         recorded = variables["carry"][name]["states"][0]
         expected = single.apply({"params": variables["params"][name]}, X, initial_state=recorded)
-        check((output, state), expected)
+        check((out, state), expected)
     _, updated = layer.apply(variables, X, mutable=["carry"])
     check(updated["carry"], {"forward_layer": {"states": (first,)}, "backward_layer": {"states": (second,)}})
     given = np.zeros((2, B, U), np.float32)
-    expected = layer.apply(reset_states(variables), X)
-    check(layer.apply(variables, X, initial_state=list(given)), expected)
+    expected = output(layer, reset_states(variables), X)
+    check(output(layer, variables, X, initial_state=list(given)), expected)
 
 
 class Model(nn.Module):
@@ -260,7 +272,7 @@ def test_reset_states_of_a_model():
     assert made == jax.tree.map(lambda leaf: leaf.dtype, variables["carry"])
     y, updated = Model().apply(variables, X, mutable=["carry"])
     assert jax.tree.structure(updated["carry"]) == jax.tree.structure(variables["carry"])
-    assert not np.allclose(y, Model().apply(fresh, X))
+    assert not np.allclose(y, output(Model(), fresh, X))
 
 
 def test_reset_states_to_given_values():
@@ -370,14 +382,14 @@ def test_checkpoint_resumes_in_the_middle_of_a_sequence(layer):
     data = flax.serialization.to_bytes(variables)
     restored = flax.serialization.from_bytes(begin(layer), data)
     check_tree(restored, variables, same)
-    same(layer.apply(restored, X[:, 3:]), layer.apply(variables, X[:, 3:]))
+    same(output(layer, restored, X[:, 3:]), output(layer, variables, X[:, 3:]))
 
 
 def test_mask_and_state_work_together_over_pieces():
     variables = begin(LAYER)
     whole = LAYER.clone(stateful=False).apply({"params": variables["params"]}, X, mask=MASK)
     y, updated = LAYER.apply(variables, X[:, :3], mask=MASK[:, :3], mutable=["carry"])
-    z = LAYER.apply({**variables, **updated}, X[:, 3:], mask=MASK[:, 3:])
+    z = output(LAYER, {**variables, **updated}, X[:, 3:], mask=MASK[:, 3:])
     check(jnp.concatenate([y, z], 1), whole)
 
 

@@ -29,6 +29,7 @@ from flax_srnn.validation import Weights
 __all__ = [
     "DIRECTIONS",
     "Drive",
+    "Dropout",
     "Pass",
     "SimpleCell",
     "Start",
@@ -68,11 +69,18 @@ class Start(NamedTuple):
         return "variables['carry']['states']" if self.recorded else "initial_state"
 
 
+class Dropout(NamedTuple):
+    """What a call drops by: a key, and whether it is a training call, True or a traced boolean."""
+
+    key: jax.Array
+    training: Any
+
+
 class SimpleCell(NamedTuple):
-    """A SimpleRNNCell or SimpleRNN of a family: its options, and `fetch(inputs)`, its weights and the call's dropout key."""
+    """A SimpleRNNCell or SimpleRNN of a family: its options, and `fetch(inputs)`, its weights and how the call drops."""
 
     options: options.CellOptions
-    fetch: Callable[[jax.Array], tuple[Weights, jax.Array | None]]
+    fetch: Callable[[jax.Array], tuple[Weights, Dropout | None]]
 
 
 class Drive(Protocol):
@@ -98,24 +106,27 @@ def _cast(o: options.CellOptions, tree: Any) -> Any:
     return tree if o.dtype is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, o.dtype), tree)
 
 
-def _cell(o: options.CellOptions, w: Weights, key: jax.Array | None, x: jax.Array, batch: tuple[int, ...]) -> Cell:
-    """The cell of a call: its weights (cast already), and dropout masks if there is a key for them."""
+def _cell(o: options.CellOptions, w: Weights, dropout: Dropout | None, x: jax.Array, batch: tuple[int, ...]) -> Cell:
+    """The cell of a call: its weights (cast already), and dropout masks if it drops."""
     d_x, d_h = None, None
-    if key is not None:
+    if dropout is not None:
         in_features, units = w.kernel.shape
         dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else o.param_dtype
-        d_x, d_h = draw_masks(key, batch, (in_features, units), (o.dropout, o.recurrent_dropout), dtype)
+        masks = draw_masks(dropout.key, batch, (in_features, units), (o.dropout, o.recurrent_dropout), dtype)
+        if dropout.training is not True:
+            masks = jax.tree.map(lambda mask: jnp.where(dropout.training, mask, jnp.ones_like(mask)), masks)
+        d_x, d_h = masks
     return Cell(w.kernel, w.recurrent_kernel, w.bias, d_x, d_h, activations.get(o.activation), o.precision)
 
 
 def step(
-    o: options.CellOptions, carry: Any, x: jax.Array, w: Weights, key: jax.Array | None
+    o: options.CellOptions, carry: Any, x: jax.Array, w: Weights, dropout: Dropout | None
 ) -> tuple[jax.Array, jax.Array]:
-    """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t), with dropout if there is a key for it."""
+    """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t)."""
     hidden = (*x.shape[:-1], int(o.units))
     state = validation.shaped("carry", validation.single_state(carry, "carry"), hidden, "(*batch, U)")
     w, state, x = _cast(o, (w, state, x))
-    cell = _cell(o, w, key, x, x.shape[:-1])
+    cell = _cell(o, w, dropout, x, x.shape[:-1])
     output = advance(cell, state, project(cell, x))
     validation.activation(output, hidden)
     return output, output
@@ -160,29 +171,25 @@ def stacked_carry(
 # --- a cell over a sequence --------------------------------------------------------------------------------------------
 
 
-def steps_of(o: Any, inputs: Any, mask: Any, training: Any, seq_lengths: Any, resets: Any) -> Steps:
+def steps_of(o: Any, inputs: Any, mask: Any, seq_lengths: Any, resets: Any) -> Steps:
     """The call arguments of the layer `o`, checked; a `Bidirectional` gives its layers steps that were."""
     if isinstance(inputs, Steps):
         return inputs
-    validation.flag("training", training)
     return sequence.check_steps(inputs, mask, seq_lengths, resets, options.of_sequence(o))
 
 
 def drive_simple(cell: SimpleCell, steps: Steps, start: Start) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The `Drive` of a simple cell: all of its steps in the fast loop."""
     o = cell.options
-    w, key = cell.fetch(steps.inputs)
+    w, dropout = cell.fetch(steps.inputs)
     w, inputs = _cast(o, (w, steps.inputs))
     steps = dataclasses.replace(steps, inputs=inputs)
     hidden = (*steps.batch, int(o.units))
     initial = jnp.zeros((), w.kernel.dtype) if w.initial_state is None else w.initial_state
     initial = jnp.broadcast_to(initial, hidden)
-    state = initial
-    if start.state is not None:
-        state = validation.shaped(start.name, validation.single_state(start.state), hidden, "(*batch, U)")
-        state = _cast(o, state)
+    state = initial if start.state is None else _cast(o, start.state)
     final, outputs = sequence.run(
-        _cell(o, w, key, inputs, steps.batch), steps, state, initial if start.recorded else None
+        _cell(o, w, dropout, inputs, steps.batch), steps, state, initial if start.recorded else None
     )
     return initial.astype(final.dtype), final, outputs
 
@@ -218,7 +225,12 @@ def drive_any(
 
 
 def layer(
-    o: Any, cells: Sequence[SimpleCell | Drive], steps: Steps, initial_state: Any, recorded: Sequence[Any] | None
+    o: Any,
+    cells: Sequence[SimpleCell | Drive],
+    steps: Steps,
+    initial_state: Any,
+    recorded: Sequence[Any] | None,
+    unrecorded: Exception | None = None,
 ) -> Pass:
     """One call of a `SimpleRNN` or `RNN`, whose options are `o`.
 
@@ -227,6 +239,7 @@ def layer(
       steps: the checked sequence, with the order of outputs that the layer or its `Bidirectional` wants.
       initial_state: the call argument, as the user gave it; it wins over `recorded`.
       recorded: the states that an earlier call left behind, one a cell, or None.
+      unrecorded: what to raise, when all else is right, where the states of this call would be lost.
     """
     validation.unrollable(steps.options.unroll, steps.count)
     count = len(cells)
@@ -238,6 +251,14 @@ def layer(
         starts = [Start(state, recorded=True) for state in recorded]
     else:
         starts = [Start(None, recorded=False)] * count
+    starts = [
+        start._replace(state=_simple_state(start, (*steps.batch, int(cell.options.units))))
+        if isinstance(cell, SimpleCell) and start.state is not None
+        else start
+        for cell, start in zip(cells, starts, strict=True)
+    ]
+    if unrecorded is not None:
+        raise unrecorded
     wanted = steps.options
     inner = dataclasses.replace(wanted, keep_order=True, zero_output_for_mask=False, return_sequences=True)
     x, initials, finals = steps.inputs, [], []
@@ -247,7 +268,11 @@ def layer(
         initials.append(initial)
         finals.append(final)
     returned = (x, *finals) if o.return_state else x
-    return Pass(returned, tuple(initials), tuple(finals), o.activity_penalty(returned, steps.batch))
+    return Pass(returned, tuple(initials), tuple(finals), options.activity_penalty(o, returned, steps.batch))
+
+
+def _simple_state(start: Start, hidden: tuple[int, ...]) -> jax.Array:
+    return validation.shaped(start.name, validation.single_state(start.state), hidden, "(*batch, U)")
 
 
 def halves(name: str, states: Any, counts: Sequence[int]) -> tuple[Any, Any]:
@@ -328,18 +353,24 @@ def is_simple(cell: Any, layer_class: type, cell_class: Any) -> bool:
     return own or isinstance(cell, layer_class)
 
 
-def training_keyword(cell: Any, training: bool | None) -> dict[str, bool]:
+def training_keyword(cell: Any, training: Any) -> dict[str, Any]:
     """`training` as a keyword argument, for a cell that accepts it."""
     accepts = "training" in inspect.signature(type(cell).__call__).parameters
     return {} if training is None or not accepts else {"training": training}
 
 
-def reset(o: Any, variables: Mapping[str, Any], new: Any) -> dict[str, Any]:
+def reset(
+    o: Any, variables: Mapping[str, Any], new: Any, batch_size: Any, make: Callable[[tuple[int, ...]], dict[str, Any]]
+) -> dict[str, Any]:
     """The variables of the stateful layer `o` with its recorded states set back, or set to `new`.
+
+    Args:
+      batch_size: of new states, an int or a tuple; None: of those that were recorded.
+      make: the layer's collection "carry" for a batch shape.
 
     Raises:
       AttributeError: the layer is not stateful.
-      ValueError: no state was recorded yet, so the batch size is unknown; `new` does not fit in count, shape or dtype.
+      ValueError: no state was recorded yet and there is no batch size; `new` does not fit in count, shape or dtype.
     """
     if not o.stateful:
         raise AttributeError(
@@ -347,4 +378,6 @@ def reset(o: Any, variables: Mapping[str, Any], new: Any) -> dict[str, Any]:
         )
     if new is not None and not isinstance(new, Mapping):
         new = {states.NAME: tuple(new) if isinstance(new, (list, tuple)) else (new,)}
+    if batch_size is not None and isinstance(variables, Mapping):
+        variables = {**variables, states.COLLECTION: make(validation.batch_size(batch_size))}
     return states.reset_states(variables, new)

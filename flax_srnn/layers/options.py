@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 
 from flax_srnn import activations, constraints, initializers, regularizers, validation
 from flax_srnn.core import implementations, sequence
+from flax_srnn.dtypes import at_least_float32
 
 __all__ = [
     "BidirectionalOptions",
@@ -29,11 +30,18 @@ __all__ = [
     "MergeMode",
     "RNNOptions",
     "SimpleRNNOptions",
+    "activity_penalty",
     "check",
     "check_directions",
+    "constrained",
+    "drops",
     "hashable",
     "merge",
     "of_sequence",
+    "parameters",
+    "seed_key",
+    "total",
+    "weight_penalties",
 ]
 
 MergeMode: TypeAlias = Literal["concat", "sum", "ave", "mul"] | None
@@ -62,49 +70,6 @@ class CellOptions:
     param_dtype: DTypeLike = jnp.float32
     precision: Any = None
 
-    def parameters(self, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        """Initializer and shape of every parameter."""
-        units = int(self.units)
-        table: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "kernel": (self._initializer("kernel_initializer"), (in_features, units)),
-            "recurrent_kernel": (self._initializer("recurrent_initializer"), (units, units)),
-        }
-        if self.use_bias:
-            table["bias"] = (self._initializer("bias_initializer"), (units,))
-        return table
-
-    def _initializer(self, argument: str) -> Any:
-        return validation.initializer(argument, initializers.get(getattr(self, argument), argument=argument))
-
-    def penalties(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The penalties on the weights, under the names of the arguments that ask for them."""
-        owners = {"kernel": "kernel", "recurrent": "recurrent_kernel", "bias": "bias"}
-        found = {}
-        for prefix, parameter in owners.items():
-            regularizer = regularizers.get(getattr(self, f"{prefix}_regularizer"))
-            if regularizer is not None and parameter in params:
-                found[f"{prefix}_regularizer"] = validation.scalar(
-                    f"{prefix}_regularizer", regularizer(params[parameter])
-                )
-        return found
-
-    def constraints(self) -> dict[str, Any]:
-        """The constraint of every constrained parameter."""
-        owners = {"kernel": self.kernel_constraint, "recurrent_kernel": self.recurrent_constraint}
-        if self.use_bias:
-            owners["bias"] = self.bias_constraint
-        return {name: constraints.get(constraint) for name, constraint in owners.items() if constraint is not None}
-
-    def drops(self, training: bool) -> bool:
-        """Whether this call needs a dropout key."""
-        return training and (self.dropout > 0 or self.recurrent_dropout > 0)
-
-    def seed_key(self, path: tuple[str, ...]) -> jax.Array | None:
-        """The dropout key that `seed` stands for, another one for every place in the model; None without a seed."""
-        if self.seed is None:
-            return None
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32("/".join(path).encode()))
-
 
 @dataclasses.dataclass
 class _CellsOption:
@@ -118,14 +83,6 @@ class _ActivityOption:
     """The penalty on what a layer returns."""
 
     activity_regularizer: Any = None
-
-    def activity_penalty(self, returned: Any, batch: tuple[int, ...]) -> jax.Array | None:
-        """The penalty on every returned array, divided by the batch size; None without a regularizer."""
-        regularizer = regularizers.get(self.activity_regularizer)
-        if regularizer is None:
-            return None
-        penalties = (validation.scalar("activity_regularizer", regularizer(x)) for x in jax.tree.leaves(returned))
-        return functools.reduce(operator.add, penalties) / max(math.prod(batch), 1)
 
 
 @dataclasses.dataclass
@@ -159,13 +116,6 @@ class _LayoutOptions:
 @dataclasses.dataclass
 class SimpleRNNOptions(_LayoutOptions, _InitialStateOption, _SequenceOptions, _ActivityOption, CellOptions):
     """All arguments of `SimpleRNN`, in order."""
-
-    def parameters(self, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        """Initializer and shape of every parameter, a learned initial state among them."""
-        table = super().parameters(in_features)
-        if self.initial_state_initializer is not None:
-            table["initial_state"] = (self._initializer("initial_state_initializer"), (int(self.units),))
-        return table
 
 
 @dataclasses.dataclass
@@ -216,6 +166,71 @@ def check(options: Any) -> None:
         mode = options.merge_mode
         if not (mode is None or (isinstance(mode, str) and mode in _MERGE_MODES)):
             raise ValueError(f"`merge_mode` must be one of {_MERGE_MODES}, got {validation.describe(mode)}.")
+
+
+def parameters(o: Any, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Initializer and shape of every parameter of a cell or `SimpleRNN`, a learned initial state among them."""
+    units = int(o.units)
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "kernel": ("kernel_initializer", (in_features, units)),
+        "recurrent_kernel": ("recurrent_initializer", (units, units)),
+    }
+    if o.use_bias:
+        shapes["bias"] = ("bias_initializer", (units,))
+    if getattr(o, "initial_state_initializer", None) is not None:
+        shapes["initial_state"] = ("initial_state_initializer", (units,))
+    return {
+        name: (validation.initializer(argument, initializers.get(getattr(o, argument), argument=argument)), shape)
+        for name, (argument, shape) in shapes.items()
+    }
+
+
+def weight_penalties(o: Any, params: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The penalties on the weights, under the names of the arguments that ask for them."""
+    owners = {"kernel": "kernel", "recurrent": "recurrent_kernel", "bias": "bias"}
+    found = {}
+    for prefix, parameter in owners.items():
+        argument = f"{prefix}_regularizer"
+        regularizer = regularizers.get(getattr(o, argument))
+        if regularizer is not None and parameter in params:
+            found[argument] = validation.scalar(argument, regularizer(params[parameter]))
+    return found
+
+
+def activity_penalty(o: Any, returned: Any, batch: tuple[int, ...]) -> jax.Array | None:
+    """The penalty on every array that a layer returns, divided by the batch size; None without a regularizer."""
+    regularizer = regularizers.get(o.activity_regularizer)
+    if regularizer is None:
+        return None
+    penalties = (validation.scalar("activity_regularizer", regularizer(x)) for x in jax.tree.leaves(returned))
+    return total(penalties) / max(math.prod(batch), 1)
+
+
+def total(penalties: Iterable[jax.Array]) -> jax.Array:
+    """The sum of penalties of any dtypes, a scalar of 32 bits or more: a small one added to a large one counts."""
+    found = [penalty.astype(at_least_float32(penalty.dtype)) for penalty in penalties]
+    widest = max((penalty.dtype for penalty in found), key=lambda dtype: dtype.itemsize, default=jnp.float32)
+    return functools.reduce(operator.add, (penalty.astype(widest) for penalty in found), jnp.zeros((), widest))
+
+
+def constrained(o: Any) -> dict[str, Any]:
+    """The constraint of every constrained parameter."""
+    owners = {"kernel": o.kernel_constraint, "recurrent_kernel": o.recurrent_constraint}
+    if o.use_bias:
+        owners["bias"] = o.bias_constraint
+    return {name: constraints.get(constraint) for name, constraint in owners.items() if constraint is not None}
+
+
+def drops(o: Any, training: Any) -> bool:
+    """Whether this call needs a dropout key; one whose `training` is traced may."""
+    return training is not False and (o.dropout > 0 or o.recurrent_dropout > 0)
+
+
+def seed_key(o: Any, path: tuple[str, ...]) -> jax.Array | None:
+    """The dropout key that `seed` stands for, another one for every place in the model; None without a seed."""
+    if o.seed is None:
+        return None
+    return jax.random.fold_in(jax.random.key(o.seed), zlib.crc32("/".join(path).encode()))
 
 
 def of_sequence(options: Any) -> sequence.Options:

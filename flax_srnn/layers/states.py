@@ -1,6 +1,8 @@
 """The recorded states of stateful layers: the collection "carry" of a variable tree.
 
-Every stateful layer keeps `variables["carry"][…path…]["states"]`, a tuple with the state of each of its cells.
+Every stateful layer keeps `variables["carry"][…path…]["states"]`, a tuple with the state of each of its cells. A checkpoint
+that is restored without a target brings tuples back as lists (Orbax) or as dicts with the keys "0", "1", … (msgpack): these
+are read as the tuples that they were, and what is returned has the form that was given.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from flax.core import meta
 
 from flax_srnn import validation
 
-__all__ = ["COLLECTION", "NAME", "reset_states"]
+__all__ = ["COLLECTION", "NAME", "as_tuples", "in_form_of", "reset_states"]
 
 COLLECTION, NAME = "carry", "states"
 
@@ -80,23 +82,23 @@ def _in_every_row(learned: jax.Array, recorded: jax.Array) -> jax.Array:
 def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:
     """`states` in the structure, shapes and dtypes of the recorded tree."""
     place = "/".join(path) or "the collection 'carry'"
+    inside, entries = _entries(recorded), _entries(states)
+    if inside is not None:
+        if entries is None:
+            raise ValueError(
+                f"`states` must be a list or tuple of {len(inside)} at {place}, got {validation.describe(states)}."
+            )
+        if len(entries) != len(inside):
+            raise ValueError(
+                f"`states`: the layer expects {len(inside)} states at {place}, but it received {len(entries)}."
+            )
+        pairs = enumerate(zip(inside, entries, strict=True))
+        return in_form_of(recorded, tuple(_given(r, s, (*path, str(i))) for i, (r, s) in pairs))
     if isinstance(recorded, Mapping):
         if not isinstance(states, Mapping) or set(states) != set(recorded):
             got = sorted(map(str, states)) if isinstance(states, Mapping) else validation.describe(states)
             raise ValueError(f"`states` must have the keys {sorted(recorded)} at {place}, got {got}.")
         return {key: _given(recorded[key], states[key], (*path, str(key))) for key in recorded}
-    if isinstance(recorded, (tuple, list)):
-        if not isinstance(states, (tuple, list)):
-            raise ValueError(
-                f"`states` must be a list or tuple of {len(recorded)} at {place}, got {validation.describe(states)}."
-            )
-        if len(states) != len(recorded):
-            raise ValueError(
-                f"`states`: the layer expects {len(recorded)} states at {place}, but it received {len(states)}."
-            )
-        return type(recorded)(
-            _given(r, s, (*path, str(i))) for i, (r, s) in enumerate(zip(recorded, states, strict=True))
-        )
     try:
         given = states if isinstance(states, jax.Array) else np.asarray(states)
     except ValueError as error:
@@ -108,3 +110,32 @@ def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:
             f"`states` must have the shape {tuple(recorded.shape)} at {place}, got {validation.describe(given)}."
         )
     return jnp.asarray(given, recorded.dtype)
+
+
+def _entries(node: Any) -> list[Any] | None:
+    """What a tuple holds, in order, whatever a checkpoint made of it; None for anything else."""
+    if isinstance(node, Mapping):
+        numbers = {str(key): key for key in node}
+        in_order = [numbers.get(str(i)) for i in range(len(node))]
+        return None if not node or None in in_order else [node[key] for key in in_order]
+    return list(node) if isinstance(node, (list, tuple)) else None
+
+
+def as_tuples(node: Any) -> Any:
+    """A state with the tuples that it was recorded with."""
+    inside = _entries(node)
+    if inside is not None:
+        inner = map(as_tuples, inside)
+        return type(node)(*inner) if hasattr(node, "_fields") else tuple(inner)
+    return {key: as_tuples(value) for key, value in node.items()} if isinstance(node, Mapping) else node
+
+
+def in_form_of(form: Any, new: Any) -> Any:
+    """The new state, made of tuples, in the form that the old one was given in: so it can be carried through `lax.scan`."""
+    inside = _entries(form)
+    if inside is not None:
+        inner = [in_form_of(old, value) for old, value in zip(inside, new, strict=True)]
+        if isinstance(form, Mapping):
+            return {key: inner[int(key)] for key in form}
+        return inner if isinstance(form, list) else type(new)(*inner) if hasattr(new, "_fields") else tuple(inner)
+    return {key: in_form_of(form[key], new[key]) for key in form} if isinstance(form, Mapping) else new

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import DenyList, meta
+from flax.core import DenyList, Scope, meta
+from flax.errors import InvalidRngError
+from flax.linen.module import SetupState
 
 from flax_srnn import validation
 from flax_srnn.core.sequence import Steps
 from flax_srnn.layers import driving, options
-from flax_srnn.layers.driving import Start
+from flax_srnn.layers.driving import Dropout, Start
+from flax_srnn.linen import sown
 
 __all__ = [
-    "PENALTIES",
     "Checked",
     "SimpleCellModule",
     "SimpleRNNCell",
     "StackedRNNCells",
-    "below",
     "bind",
     "drive_any",
+    "in_training",
     "listed",
+    "place",
 ]
-
-PENALTIES = "losses"
 
 _vouched: ContextVar[type | None] = ContextVar("vouched", default=None)
 """The class of the module that is being copied with options that were checked when the original was made."""
@@ -42,6 +44,13 @@ class Checked(nn.Module):
     Flax makes many copies of a module; what a copy has of a checked one is not checked again.
     """
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        # Transforms such as `nn.vmap` make a subclass whose call drops keyword arguments without a word.
+        call: Any = cls.__dict__.get("__call__")
+        if hasattr(call, "__wrapped__"):
+            cls.__call__ = _by_position(call)  # type: ignore[method-assign]
+        super().__init_subclass__(**keywords)
+
     def __post_init__(self) -> None:
         # Flax also calls this again on modules that it adopts.
         if _vouched.get() is not type(self) and "_was_checked" not in self.__dict__:
@@ -50,6 +59,7 @@ class Checked(nn.Module):
                 object.__setattr__(self, name, value)
         object.__setattr__(self, "_was_checked", True)
         super().__post_init__()
+        sown.forget(self)
 
     @nn.nowrap
     def _check(self) -> None:
@@ -65,25 +75,40 @@ class Checked(nn.Module):
     def _clone(self, vouched: type | None, updates: Mapping[str, Any]) -> Any:
         token = _vouched.set(vouched)
         try:
-            return super().clone(**updates)
+            copy = super().clone(**updates)
         finally:
             _vouched.reset(token)
-
-    def _sow_penalties(self, penalties: Mapping[str, jax.Array | None]) -> None:
-        """Records every penalty as a scalar: the last call's of the weights, the sum over calls of the activity's."""
-        if self.is_initializing():
-            return
-        # A bound module lives for one pass, so this tells a second call in it from what an earlier pass left behind.
-        sown: set[str] = self.__dict__.setdefault("_sown", set())
-        for name, value in penalties.items():
-            if value is not None:
-                add = name == "activity_regularizer" and name in sown
-                sown.add(name)
-                self.sow(PENALTIES, name, value, reduce_fn=operator.add if add else _latest, init_fn=lambda: 0.0)
+        object.__setattr__(copy, "_places", _places(self))
+        return copy
 
 
-def _latest(earlier: Any, new: Any) -> Any:
-    return new
+@jax.tree_util.register_static
+class _NotGiven:
+    """Stands for `training` in the middle of arguments that are given by position; without leaves, so `nn.vmap` passes it on."""
+
+
+def in_training(training: Any) -> Any:
+    """The call argument, checked."""
+    return False if isinstance(training, _NotGiven) else validation.training(training)
+
+
+def _by_position(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that hands the keyword arguments it gets to `call` by position, where that takes them so."""
+    signature = inspect.signature(call)
+    names = [name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(call)
+    def wrapper(*args: Any, **keywords: Any) -> Any:
+        signature.bind(*args, **keywords)  # a TypeError for what it does not take
+        last = max((names.index(name) for name in keywords if name in names), default=-1)
+        for name in names[len(args) : last + 1]:
+            default = signature.parameters[name].default
+            if name not in keywords and default is inspect.Parameter.empty:
+                break
+            args = (*args, keywords.pop(name, _NotGiven() if name == "training" else default))
+        return call(*args, **keywords)
+
+    return wrapper
 
 
 class SimpleCellModule(Checked):
@@ -92,7 +117,7 @@ class SimpleCellModule(Checked):
     @nn.compact
     def declare(self, in_features: int) -> dict[str, jax.Array]:
         """All parameters, unboxed: the one place that makes them, and where `collect_constraints` finds them."""
-        made = self.parameters(in_features)
+        made = options.parameters(self, in_features)
         return {name: jnp.asarray(self._parameter(name, *how)) for name, how in made.items()}
 
     def _parameter(self, name: str, initializer: Any, shape: tuple[int, ...]) -> jax.Array:
@@ -112,18 +137,24 @@ class SimpleCellModule(Checked):
             )
         return self.param(name, initializer, shape, self.param_dtype)
 
-    def _key(self, training: bool) -> jax.Array | None:
-        """The key for this call's dropout masks, if it draws any: from the RNG stream "dropout", else from `seed`."""
-        if not self.drops(training):
+    def _dropout(self, training: Any) -> Dropout | None:
+        """How this call drops: by a key of the RNG stream "dropout", else by `seed`."""
+        if not options.drops(self, training):
             return None
-        seeded = None if self.has_rng("dropout") else self.seed_key(self.path)
-        return self.make_rng("dropout") if seeded is None else seeded
+        seeded = None if self.has_rng("dropout") else options.seed_key(self, self.path)
+        if seeded is None and not (self.has_rng("dropout") or self.has_rng("params")):  # Flax's stand-in for any stream
+            raise InvalidRngError(
+                f"{type(self).__name__} at {'/'.join(self.path) or 'the top'} drops in training and needs a key: pass "
+                f'rngs={{"dropout": key}} to `apply`, which got the streams {sorted(self.scope.rngs)}, or construct the layer '  # type: ignore[union-attr]
+                "with `seed`. Where `training` is traced, as under nn.remat and nn.jit, it is needed in any case."
+            )
+        return Dropout(self.make_rng("dropout") if seeded is None else seeded, training)
 
-    def fetch(self, training: bool, x: jax.Array) -> tuple[validation.Weights, jax.Array | None]:
-        """The weights for inputs x, and the key for this call's dropout masks; penalties are sown."""
+    def fetch(self, training: Any, x: jax.Array) -> tuple[validation.Weights, Dropout | None]:
+        """The weights for inputs x, and how this call drops; penalties are sown."""
         params = self.declare(x.shape[-1])
-        self._sow_penalties(self.penalties(params))
-        return validation.Weights(**params), self._key(training)
+        sown.sow(self, options.weight_penalties(self, params))
+        return validation.Weights(**params), self._dropout(training)
 
 
 class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
@@ -165,9 +196,8 @@ class SimpleRNNCell(SimpleCellModule, nn.RNNCellBase, options.CellOptions):
 
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[jax.Array, jax.Array]:
         """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t)."""
-        validation.flag("training", training)
         x = validation.step_inputs("inputs", inputs)
-        return driving.step(self, carry, x, *self.fetch(training, x))
+        return driving.step(self, carry, x, *self.fetch(in_training(training), x))
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
@@ -206,7 +236,7 @@ class StackedRNNCells(Checked, nn.RNNCellBase):
     @nn.compact
     def __call__(self, carry: Any, inputs: Any, *, training: bool = False) -> tuple[tuple[Any, ...], jax.Array]:
         """(one state a cell, x_t (*batch, F)) -> (the new states, the last cell's output)."""
-        cells = bind(self.cells, self.scope)
+        cells = bind(self, self.cells)
         steps = [functools.partial(cell, **driving.training_keyword(cell, training)) for cell in cells]
         return driving.stacked_step(steps, carry, inputs)
 
@@ -224,7 +254,7 @@ class StackedRNNCells(Checked, nn.RNNCellBase):
         return 1
 
 
-def drive_any(cell: nn.RNNCellBase, training: bool, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
+def drive_any(cell: nn.RNNCellBase, training: Any, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
     """Any Flax cell over a sequence, see `driving.Drive`."""
     keywords: dict[str, Any] = driving.training_keyword(cell, training)
     x, shape = steps.inputs, (*steps.batch, steps.inputs.shape[-1])
@@ -235,7 +265,7 @@ def drive_any(cell: nn.RNNCellBase, training: bool, steps: Steps, start: Start) 
         lifted = nn.scan(
             lambda cell, carry, now: wrap(functools.partial(cell, **keywords))(carry, now),
             # Everything is read alike at every step, and dropout masks stay the same; what steps would sow stays inside.
-            variable_broadcast=DenyList(("intermediates", PENALTIES)),
+            variable_broadcast=DenyList("intermediates"),
             split_rngs={"params": False, "dropout": False},
             in_axes=(axes,),
             out_axes=axes[0],
@@ -261,14 +291,50 @@ def listed(cell: Any) -> Any:
     return cell if isinstance(cell, (list, tuple)) else (cell,)
 
 
-def bind(cells: Any, scope: Any) -> list[Any]:
-    """The cells with their variables in `scope`: one shares it, several lie below it as "cells_0", "cells_1", …"""
-    if len(cells) == 1:
-        # Rewound, the scope lets a second call of the same layer find the same names.
-        return [cells[0].clone(parent=scope.rewound())]
-    return [below(scope, f"cells_{i}", cell) for i, cell in enumerate(cells)]
+def bind(owner: Any, cell: Any) -> list[Any]:
+    """The cells of a bound `owner`, each at its place: one shares the owner's scope, several are "cells_0", "cells_1", …
+    below it, and a cell that is listed twice has one place, its first."""
+    if type(cell) is StackedRNNCells:
+        owner = cell = place(owner, cell, None)
+    cells = listed(cell)
+    names = [None] if len(cells) == 1 else [f"cells_{i}" for i in range(len(cells))]
+    bound: dict[int, Any] = {}
+    for each, name in zip(cells, names, strict=True):
+        if id(each) not in bound:
+            bound[id(each)] = place(owner, each, name)
+    return [bound[id(each)] for each in cells]
 
 
-def below(scope: Any, name: str, module: nn.Module) -> Any:
-    """`module` with its variables at `name` below `scope`; a second call of the same layer finds the same ones."""
-    return module.clone(parent=scope.push(name, reuse=True), name=name)
+def place(owner: Any, module: Any, name: str | None) -> Any:
+    """`module` with its variables at `name` below `owner`, for None in the owner's own scope; a second call finds them there.
+
+    A module that the model shares stays where its parent has it, as in Flax: `self.cell` of a `setup`, or one with a name. One
+    that was made on the spot, `RNN(SimpleRNNCell(4))` in a compact method, belongs to the owner, as one that the owner was
+    constructed with does: it moves in, with its scope, so that whoever else holds it finds its variables here.
+    """
+    # Rewound, a scope lets a second call of the same layer find the same names.
+    scope: Scope = owner.scope.rewound() if name is None else owner.scope.push(name, reuse=True)
+    if module.scope is None:
+        return module.clone(parent=scope, **({} if name is None else {"name": name}))
+    if _is_of_owner(owner, module) or _is_made_on_the_spot(module):
+        object.__setattr__(module, "_places", _places(module))
+        object.__setattr__(module, "scope", scope)
+        sown.forget(module)
+    return module
+
+
+def _is_of_owner(owner: Any, module: Any) -> bool:
+    """Whether a module is below its owner, or below where the owner was before: there Flax puts what it was made with."""
+    return any(module.scope.path[: len(place)] == place for place in _places(owner))
+
+
+def _is_made_on_the_spot(module: Any) -> bool:
+    """Whether Flax named a module, which then is no attribute of its parent, and it was not used until now."""
+    unused = module.scope.name == module.name and module._state.setup_called is SetupState.NEW
+    return unused and re.fullmatch(rf"{type(module).__name__}_\d+", module.name) is not None
+
+
+def _places(module: Any) -> tuple[tuple[str, ...], ...]:
+    """Where a module, or what it is a copy of, is and was."""
+    earlier: tuple[tuple[str, ...], ...] = module.__dict__.get("_places", ())
+    return earlier if module.scope is None else (*earlier, module.scope.path)

@@ -1,7 +1,7 @@
 """The layers for Flax Linen: options and states around the cells.
 
-A layer's cells share its own scope, so `SimpleRNN(8)` and `RNN(SimpleRNNCell(8))` have the same parameters, and several
-cells are "cells_0", "cells_1", … below it. A stack is driven cell by cell, each over the whole sequence: that gives the same
+A layer's own cells share its scope, so `SimpleRNN(8)` and `RNN(SimpleRNNCell(8))` have the same parameters, and several
+cells are "cells_0", "cells_1", … below it; a cell that the model shares stays where its parent has it. A stack is driven cell by cell, each over the whole sequence: that gives the same
 numbers as step by step, and every SimpleRNNCell runs in the fast loop.
 """
 
@@ -13,11 +13,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from flax_srnn.layers import driving, options
 from flax_srnn.layers import states as _states
 from flax_srnn.layers.driving import DIRECTIONS
-from flax_srnn.linen.cells import Checked, SimpleCellModule, SimpleRNNCell, below, bind, drive_any, listed
+from flax_srnn.linen import sown
+from flax_srnn.linen.cells import Checked, SimpleCellModule, SimpleRNNCell, bind, drive_any, in_training, listed, place
 
 __all__ = ["RNN", "Bidirectional", "SimpleRNN"]
 
@@ -26,7 +28,9 @@ class _Recurrent(Checked):
     """A layer over time."""
 
     @nn.nowrap
-    def reset_states(self, variables: Mapping[str, Any], states: Any = None) -> dict[str, Any]:
+    def reset_states(
+        self, variables: Mapping[str, Any], states: Any = None, *, batch_size: Any = None
+    ) -> dict[str, Any]:
         """This layer's `variables` with the recorded states set back, or set to `states`; pure.
 
         Args:
@@ -34,12 +38,19 @@ class _Recurrent(Checked):
           states: None (the initial states), an array if there is one cell, a list or tuple with one state for every cell
             (of a Bidirectional, those of the forward layer, then of the backward layer), or a mapping like
             `variables["carry"]`.
+          batch_size: makes states for another batch, or where none was recorded: an integer, or a tuple of the leading
+            dimensions.
 
         Raises:
           AttributeError: the layer is not stateful.
-          ValueError: no state was recorded yet, so the batch size is unknown; `states` does not fit in count, shape or dtype.
+          ValueError: no state was recorded yet and no `batch_size` is given; `states` does not fit in count, shape or dtype.
         """
-        return driving.reset(self, variables, states)
+        return driving.reset(self, variables, states, batch_size, self._carry)
+
+    @nn.nowrap
+    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        """The collection "carry" of this layer for a batch shape, all zeros."""
+        raise NotImplementedError  # every layer below has its own
 
 
 class _Layer(_Recurrent):
@@ -50,47 +61,51 @@ class _Layer(_Recurrent):
         """The recorded states of a bound stateful layer, one a cell; None before there are any."""
         if self.scope is None or not self.has_variable(_states.COLLECTION, _states.NAME):
             return None
-        return self.get_variable(_states.COLLECTION, _states.NAME)
+        recorded: tuple[Any, ...] = _states.as_tuples(self.get_variable(_states.COLLECTION, _states.NAME))
+        return recorded
 
     @nn.nowrap
     def _turned(self) -> Any:
-        """A copy that goes in the other direction."""
-        return self._clone(type(self), {"go_backwards": not self.go_backwards})
+        """A copy that goes in the other direction, with parameters of its own."""
+        apart = {"parent": None, "name": None, "_deep_clone": True, "_reset_names": True}
+        return self._clone(type(self), {"go_backwards": not self.go_backwards, **apart})
 
     def __call__(
         self,
         inputs: Any,
         initial_state: Any = None,
         mask: Any = None,
-        training: bool = False,
+        training: Any = False,
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
-        steps = driving.steps_of(self, inputs, mask, training, seq_lengths, resets)
+        training = in_training(training)
+        steps = driving.steps_of(self, inputs, mask, seq_lengths, resets)
         cells = [
             driving.SimpleCell(cell, functools.partial(cell.fetch, training))
             if driving.is_simple(cell, SimpleRNN, SimpleRNNCell)
             else functools.partial(drive_any, cell, training)
             for cell in self._cells()
         ]
-        recorded = self._recorded(given=initial_state is not None)
-        done = driving.layer(self, cells, steps, initial_state, recorded)
-        if self.stateful and self.is_mutable_collection(_states.COLLECTION):
+        recorded = self.states if self.stateful and not self.is_initializing() else None
+        done = driving.layer(self, cells, steps, initial_state, recorded, self._unrecorded())
+        if self.stateful:
             new = done.initial_states if self.is_initializing() else done.final_states
+            if recorded is not None:
+                new = _states.in_form_of(self.get_variable(_states.COLLECTION, _states.NAME), new)
             self.put_variable(_states.COLLECTION, _states.NAME, new)
-        self._sow_penalties({"activity_regularizer": done.activity_penalty})
+        sown.sow(self, {"activity_regularizer": done.activity_penalty})
         return done.returned
 
-    def _recorded(self, given: bool) -> tuple[Any, ...] | None:
-        """The states to go on from; None where there are none, or others are `given`."""
-        if given or not self.stateful or self.is_initializing():
+    def _unrecorded(self) -> ValueError | None:
+        """What to raise where the state would never advance, as Flax's own caches do."""
+        if not self.stateful or self.is_mutable_collection(_states.COLLECTION):
             return None
-        if self.states is None and not self.is_mutable_collection(_states.COLLECTION):
-            raise ValueError(
-                "This layer is stateful, but `variables` holds no recorded state: pass the variables that `init` returned, or "
-                "apply it with mutable=['carry'] to begin with the initial state."
-            )
-        return self.states
+        return ValueError(
+            f"{type(self).__name__} at {'/'.join(self.path) or 'the top'} is stateful and has to record its state, or it would "
+            "never advance: apply it with mutable=['carry'], and pass `variables` on with what it recorded: y, updated = "
+            "apply(variables, inputs, mutable=['carry']); variables = {**variables, **updated}."
+        )
 
 
 class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
@@ -155,6 +170,10 @@ class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
     def _cells(self) -> list[Any]:
         return [self]
 
+    @nn.nowrap
+    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        return {_states.NAME: (driving.zero_carry(self, (*batch, 1)),)}
+
 
 class RNN(_Layer, options.RNNOptions):
     """Drives any `flax.linen.RNNCellBase`, or a list of them stacked first to last, over a sequence.
@@ -211,7 +230,13 @@ class RNN(_Layer, options.RNNOptions):
 
     @nn.compact
     def _cells(self) -> list[Any]:
-        return bind(listed(self.cell), self.scope)
+        return bind(self, self.cell)
+
+    @nn.nowrap
+    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        # A state does not depend on the features of the inputs.
+        made = [cell.initialize_carry(jax.random.key(0), (*batch, 1)) for cell in listed(self.cell)]
+        return {_states.NAME: tuple(jax.tree.map(jnp.zeros_like, made))}
 
 
 class Bidirectional(_Recurrent, options.BidirectionalOptions):
@@ -263,11 +288,17 @@ class Bidirectional(_Recurrent, options.BidirectionalOptions):
         return self.layer.stateful
 
     @nn.nowrap
-    def reset_states(self, variables: Mapping[str, Any], states: Any = None) -> dict[str, Any]:
+    def reset_states(
+        self, variables: Mapping[str, Any], states: Any = None, *, batch_size: Any = None
+    ) -> dict[str, Any]:
         if self.stateful and isinstance(states, (list, tuple)):
             halves = driving.halves("states", states, list(map(_count, self._layers())))
             states = {name: {_states.NAME: half} for name, half in zip(DIRECTIONS, halves, strict=True)}
-        return driving.reset(self, variables, states)
+        return super().reset_states(variables, states, batch_size=batch_size)
+
+    @nn.nowrap
+    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        return {name: layer._carry(batch) for name, layer in zip(DIRECTIONS, self._layers(), strict=True)}
 
     @nn.nowrap
     def _layers(self) -> tuple[Any, Any]:
@@ -279,16 +310,14 @@ class Bidirectional(_Recurrent, options.BidirectionalOptions):
         inputs: Any,
         initial_state: Any = None,
         mask: Any = None,
-        training: bool = False,
+        training: Any = False,
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
-        steps = driving.steps_of(self.layer, inputs, mask, training, seq_lengths, resets)
-        layers = self._layers()
-        calls = [
-            functools.partial(below(self.scope, name, layer), training=training)
-            for name, layer in zip(DIRECTIONS, layers, strict=True)
-        ]
+        training = in_training(training)
+        steps = driving.steps_of(self.layer, inputs, mask, seq_lengths, resets)
+        layers = [place(self, layer, name) for layer, name in zip(self._layers(), DIRECTIONS, strict=True)]
+        calls = [functools.partial(layer, training=training) for layer in layers]
         return driving.bidirectional(self, layers, list(map(_count, layers)), calls, steps, initial_state)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +12,10 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from flax_srnn import validation
+from flax_srnn.layers import options
 from flax_srnn.layers.projection import leaves_by_place, over_stack
-from flax_srnn.linen.cells import PENALTIES, SimpleCellModule
+from flax_srnn.linen import sown
+from flax_srnn.linen.cells import SimpleCellModule
 
 __all__ = ["collect_constraints", "regularization_loss"]
 
@@ -45,10 +45,9 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
-    penalties = jax.tree.leaves(variables.get(PENALTIES, {}))
+    penalties = jax.tree.leaves(variables.get(sown.COLLECTION, {}))
     # A layer under `nn.vmap` or `nn.scan` has one penalty for every copy.
-    scalars = [validation.array("variables['losses']", penalty).sum() for penalty in penalties]
-    return functools.reduce(operator.add, scalars) if scalars else jnp.zeros(())
+    return options.total(validation.array("variables['losses']", penalty).sum() for penalty in penalties)
 
 
 def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -79,8 +78,8 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
         made = call(*args, **kwargs)
         declares = context.method_name == "declare" and isinstance(module, SimpleCellModule)
         if declares and module.is_mutable_collection("params"):
-            shapes = {name: shape for name, (_, shape) in module.parameters(*args).items()}
-            found.update({(*module.path, name): (c, shapes[name]) for name, c in module.constraints().items()})
+            shapes = {name: shape for name, (_, shape) in options.parameters(module, *args).items()}
+            found.update({(*module.path, name): (c, shapes[name]) for name, c in options.constrained(module).items()})
             for probe, size in _PROBES.items():
                 by_rank = {str(len(shape)): jnp.zeros([size] * len(shape)) for shape in shapes.values()}
                 module.put_variable("params", probe, by_rank)

@@ -29,7 +29,7 @@ def to_linen(layer: nnx.Module) -> dict[str, Any]:
     ['cells_0', 'cells_1']
     """
     return traverse_util.unflatten_dict(
-        {(*path, name): value for path, cell in _simple_cells(layer) for name, value in cell.params().items()}
+        {(*path, name): value for path, cell in _simple_cells(layer) for name, value in cell._params().items()}
     )
 
 
@@ -59,7 +59,7 @@ def from_linen(layer: nnx.Module, params: Mapping[str, Any]) -> None:
     new: list[tuple[nnx.Module, dict[str, jax.Array]]] = []
     for path, cell in _simple_cells(layer):
         values = {}
-        for name, old in cell.params().items():
+        for name, old in cell._params().items():
             place = (*path, name)
             if place not in given:
                 raise ValueError(f"`params` has no {'/'.join(place)!r}, got {_names(given)}.")
@@ -87,6 +87,7 @@ def _simple_cells(module: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
     elif isinstance(module, (RNN, StackedRNNCells)):
         cells = module._cells() if isinstance(module, RNN) else plain(module.cells)
         for i, cell in enumerate(cells):
-            yield from _simple_cells(cell, (*path, *cell_path(cells, i)))
+            if not any(cell is earlier for earlier in cells[:i]):  # one that is listed twice has one place, its first
+                yield from _simple_cells(cell, (*path, *cell_path(cells, i)))
     else:
         raise ValueError(f"a {type(module).__name__} is no layer or cell of this library: its Linen twin is not known.")

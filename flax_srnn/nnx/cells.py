@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -13,9 +14,19 @@ from flax import nnx
 from flax_srnn import validation
 from flax_srnn.core.sequence import Steps
 from flax_srnn.layers import driving, options
-from flax_srnn.layers.driving import Start
+from flax_srnn.layers.driving import Dropout, Start
 
-__all__ = ["Checked", "SimpleCellModule", "SimpleRNNCell", "StackedRNNCells", "drive_any", "listed", "plain"]
+__all__ = [
+    "Checked",
+    "SimpleCellModule",
+    "SimpleRNNCell",
+    "StackedRNNCells",
+    "drive_any",
+    "in_training",
+    "initial_state",
+    "listed",
+    "plain",
+]
 
 
 class Checked(nnx.Module):
@@ -30,7 +41,8 @@ class Checked(nnx.Module):
         is_cells = name in ("cell", "cells") and isinstance(value, (list, tuple))
         super().__setattr__(name, nnx.List(value) if is_cells else value)
 
-    def check(self) -> None:
+    # Private, as all that is no part of the interface: `nnx.tabulate` runs every public method under jit.
+    def _check(self) -> None:
         """Checks the options, and puts them in the form that NNX can hash."""
         options.check(self)
         for name, value in options.hashable(self).items():
@@ -53,41 +65,51 @@ class SimpleCellModule(Checked, options.CellOptions, _InFeatures):
     bias: nnx.Param[jax.Array]
     initial_state: nnx.Param[jax.Array]
 
-    def make(self, rngs: nnx.Rngs) -> None:
+    def _make(self, rngs: nnx.Rngs) -> None:
         """Checks the arguments and makes all variables."""
-        self.check()
+        self._check()
         self.in_features = nnx.static(validation.in_features(self.in_features))
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be a flax.nnx.Rngs, got {validation.describe(rngs)}.")
-        for name, (initializer, shape) in self.parameters(self.in_features).items():
+        for name, (initializer, shape) in options.parameters(self, self.in_features).items():
             setattr(self, name, nnx.Param(initializer(rngs.params(), shape, self.param_dtype)))
         self.deterministic = False
         # A seed stands in for the stream "dropout", and not only where there is no default stream: there always is one.
-        streamed = self.drops(training=True) and ("dropout" in rngs or self.seed is None)
-        self.rngs = rngs["dropout"].fork() if streamed else nnx.data(None)
+        streamed = options.drops(self, training=True) and ("dropout" in rngs or self.seed is None)
+        self.rngs = _dropout_stream(rngs) if streamed else nnx.data(None)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """For `nnx.view`: whether dropout is off."""
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def params(self) -> dict[str, jax.Array]:
+    def _params(self) -> dict[str, jax.Array]:
         """All parameters."""
-        return {name: getattr(self, name)[...] for name in self.parameters(self.in_features)}
+        return {name: getattr(self, name)[...] for name in options.parameters(self, self.in_features)}
 
-    def fetch(
-        self, training: bool | None, path: tuple[str, ...], x: jax.Array
-    ) -> tuple[validation.Weights, jax.Array | None]:
-        """The weights for inputs x, which a user may have set anew, and the key for this call's dropout masks."""
-        weights = validation.weights(self.params())
+    def _fetch(self, training: Any, path: tuple[str, ...], x: jax.Array) -> tuple[validation.Weights, Dropout | None]:
+        """The weights for inputs x, which a user may have set anew, and how this call drops."""
+        weights = validation.weights(self._params())
         validation.features(x, weights.kernel.shape[0])
-        return weights, self.key(training, path)
+        return weights, self._dropout(training, path)
 
-    def key(self, training: bool | None, path: tuple[str, ...]) -> jax.Array | None:
-        """The dropout key of a call; None where nothing is dropped. `path` tells cells with equal seeds apart."""
-        if not self.drops(not self.deterministic if training is None else training):
+    def _dropout(self, training: Any, path: tuple[str, ...]) -> Dropout | None:
+        """How a call drops; None where it does not. `path` tells cells with equal seeds apart."""
+        training = not self.deterministic if training is None else training
+        if not options.drops(self, training):
             return None
-        return self.seed_key(path) if self.rngs is None else self.rngs()
+        key: Any = options.seed_key(self, path) if self.rngs is None else self.rngs()
+        return Dropout(key, training)
+
+
+def _dropout_stream(rngs: nnx.Rngs) -> Any:
+    try:
+        return rngs["dropout"].fork()
+    except (AttributeError, KeyError) as error:
+        raise KeyError(
+            "there is dropout, which needs keys: make the layer with `rngs=nnx.Rngs(params=…, dropout=…)`, or with `seed`; the "
+            f"streams of `rngs` are {sorted(rngs)}."
+        ) from error
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -133,14 +155,12 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
     rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
-        self.make(rngs)
+        self._make(rngs)
 
     def __call__(self, carry: Any, inputs: Any, *, training: bool | None = None) -> tuple[jax.Array, jax.Array]:
         """(h_{t-1} (*batch, U), x_t (*batch, F)) -> (h_t, h_t); `training` overrides `train()` and `eval()`."""
-        if training is not None:
-            validation.flag("training", training)
         x = validation.step_inputs("inputs", inputs)
-        return driving.step(self, carry, x, *self.fetch(training, (), x))
+        return driving.step(self, carry, x, *self._fetch(in_training(training), (), x))
 
     # Without Flax's `carry_init`: the state starts from zeros, as in Keras.
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]
@@ -192,10 +212,21 @@ class StackedRNNCells(Checked, nnx.RNNCellBase):
         return 1
 
 
-def drive_any(cell: nnx.RNNCellBase, training: bool | None, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
+def in_training(training: Any) -> Any:
+    """The call argument, checked; None leaves it to `train()` and `eval()`."""
+    return None if training is None else validation.training(training)
+
+
+def initial_state(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
+    """What a cell starts from for inputs of `input_shape` (*batch, F)."""
+    # Without the wrapper that `nnx.tabulate` puts around it, which would trace the shape.
+    return inspect.unwrap(type(cell).initialize_carry)(cell, input_shape, nnx.Rngs(0))
+
+
+def drive_any(cell: nnx.RNNCellBase, training: Any, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:
     """Any NNX cell over a sequence, see `driving.Drive`."""
     x, shape = steps.inputs, (*steps.batch, steps.inputs.shape[-1])
-    initial = cell.initialize_carry(shape, nnx.Rngs(0))
+    initial = initial_state(cell, shape)
     keywords = driving.training_keyword(cell, training)
     parts: Any = nnx.split(cell, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     graph, params, rngs, sown, rest = parts

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,17 @@ from flax_srnn.core.sequence import Steps
 from flax_srnn.layers import driving, options
 from flax_srnn.layers import states as _states
 from flax_srnn.layers.driving import DIRECTIONS
-from flax_srnn.nnx.cells import Checked, SimpleCellModule, SimpleRNNCell, StackedRNNCells, drive_any, listed, plain
+from flax_srnn.nnx.cells import (
+    Checked,
+    SimpleCellModule,
+    SimpleRNNCell,
+    StackedRNNCells,
+    drive_any,
+    in_training,
+    initial_state,
+    listed,
+    plain,
+)
 
 __all__ = ["RNN", "Bidirectional", "Carry", "Layer", "Penalty", "SimpleRNN", "cell_path", "reset_states"]
 
@@ -38,29 +49,37 @@ class Layer(Checked):
 
     stateful: bool
     activity_regularizer: Any
+    states: Any = None
+    """The recorded states, a tuple of `Carry`s; None while the batch size is not known."""
 
-    def _begin(self) -> None:
-        self.states: Any = nnx.data(None)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `nnx.update` hands on what another layer had recorded, which this one may not have yet.
+        if name == "states" and isinstance(value, Mapping):
+            value = nnx.data(jax.tree.map(_as_carry, _states.as_tuples(value), is_leaf=_is_variable))
+        super().__setattr__(name, value)
+
+    def _begin(self, batch_size: Any) -> None:
         self.activity_loss: Any = nnx.data(None if self.activity_regularizer is None else Penalty(jnp.zeros(())))
+        if batch_size is not None:
+            self.reset_states(batch_size=batch_size)
 
     def __call__(
         self,
         inputs: Any,
         initial_state: Any = None,
         mask: Any = None,
-        training: bool | None = None,
+        training: Any = None,
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
-        given = False if training is None else training
-        steps = driving.steps_of(self, inputs, mask, given, seq_lengths, resets)
-        return self._call(steps, initial_state, training, ())
+        training = in_training(training)
+        return self._call(driving.steps_of(self, inputs, mask, seq_lengths, resets), initial_state, training, ())
 
-    def _call(self, steps: Steps, initial_state: Any, training: bool | None, path: tuple[str, ...]) -> Any:
+    def _call(self, steps: Steps, initial_state: Any, training: Any, path: tuple[str, ...]) -> Any:
         """A call at a place in the model, which tells layers with equal seeds apart."""
         own = self._cells()
         cells = [
-            driving.SimpleCell(cell, functools.partial(cell.fetch, training, (*path, *cell_path(own, i))))
+            driving.SimpleCell(cell, functools.partial(cell._fetch, training, (*path, *cell_path(own, i))))
             if driving.is_simple(cell, SimpleRNN, SimpleRNNCell)
             else functools.partial(drive_any, cell, training)
             for i, cell in enumerate(own)
@@ -69,41 +88,57 @@ class Layer(Checked):
         if self.stateful:
             self._record(done.final_states)
         if done.activity_penalty is not None:
-            self.activity_loss[...] += done.activity_penalty
+            self.activity_loss[...] = options.total([self.activity_loss[...], done.activity_penalty])
         return done.returned
 
     def _cells(self) -> list[Any]:
         """Its cells, first to last."""
         raise NotImplementedError  # every layer below has its own
 
-    def reset_states(self, states: Any = None) -> None:
+    def reset_states(self, states: Any = None, *, batch_size: Any = None) -> None:
         """Sets the recorded states back to the initial states, or to `states`.
 
         Args:
           states: an array if there is one cell, or a list or tuple with one state a cell; they are cast.
+          batch_size: makes states for another batch, or before the first call: an integer, or a tuple of the leading
+            dimensions.
 
         Raises:
           AttributeError: the layer is not stateful.
-          ValueError: no state was recorded yet, so the batch size is unknown; `states` does not fit in count, shape or dtype.
+          ValueError: no state was recorded yet and no `batch_size` is given; `states` does not fit in count, shape or dtype.
         """
         recorded = self._recorded()
-        if self.stateful and recorded is None:
+        if self.stateful and recorded is None and batch_size is None:
             raise ValueError(
-                "If a RNN is stateful, it needs to know its batch size: call the layer once before you set its states."
+                "If a RNN is stateful, it needs to know its batch size: call the layer once before you set its states, or give "
+                "`batch_size`, here or when you make the layer."
             )
         learned = {"initial_state": self.initial_state[...]} if hasattr(self, "initial_state") else {}
         variables = {_states.COLLECTION: {_states.NAME: recorded}, "params": learned}
-        self._record(driving.reset(self, variables, states)[_states.COLLECTION][_states.NAME])
+        new = driving.reset(self, variables, states, batch_size, self._carry)
+        self._record(new[_states.COLLECTION][_states.NAME])
+
+    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        """The states for a batch shape, all zeros, as Linen's collection "carry" has them."""
+        # A state does not depend on the features of the inputs.
+        made = [initial_state(cell, (*batch, 1)) for cell in self._cells()]
+        return {_states.NAME: tuple(jax.tree.map(jnp.zeros_like, made))}
 
     def _recorded(self) -> tuple[Any, ...] | None:
-        return jax.tree.map(lambda carry: carry[...], self.states, is_leaf=lambda leaf: isinstance(leaf, Carry))
+        return jax.tree.map(lambda carry: carry[...], self.states, is_leaf=_is_variable)
 
     def _record(self, new: tuple[Any, ...]) -> None:
         shapes = jax.tree.map(jax.typeof, (self._recorded(), new))
         if shapes[0] != shapes[1]:
+            if self.states is None and (transform := _fixed_structure(new)):
+                raise ValueError(
+                    f"a stateful {type(self).__name__} is called for the first time inside {transform}, where nothing can be "
+                    "added to a module: make its states before, with `batch_size` in the constructor or in "
+                    "`reset_states(batch_size=…)`."
+                )
             self.states = nnx.data(jax.tree.map(Carry, new))
             return
-        carries = jax.tree.leaves(self.states, is_leaf=lambda leaf: isinstance(leaf, Carry))
+        carries = jax.tree.leaves(self.states, is_leaf=_is_variable)
         for carry, value in zip(carries, jax.tree.leaves(new), strict=True):
             carry[...] = value
 
@@ -174,13 +209,17 @@ class SimpleRNN(SimpleCellModule, Layer, options.SimpleRNNOptions):
     """
 
     rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
+    batch_size: dataclasses.InitVar[Any] = dataclasses.field(default=None, kw_only=True)
 
-    def __post_init__(self, rngs: nnx.Rngs) -> None:
-        self.make(rngs)
-        self._begin()
+    def __post_init__(self, rngs: nnx.Rngs, batch_size: Any) -> None:
+        self._make(rngs)
+        self._begin(batch_size)
 
     def _cells(self) -> list[Any]:
         return [self]
+
+    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        return {_states.NAME: (driving.zero_carry(self, (*batch, 1)),)}
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -233,10 +272,12 @@ class RNN(Layer, options.RNNOptions):
     ((2, 5), (2, 4), (2, 5))
     """
 
-    def __post_init__(self) -> None:
+    batch_size: dataclasses.InitVar[Any] = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self, batch_size: Any) -> None:
         driving.check_cells("cell", plain(self.cell), nnx.RNNCellBase, "flax.nnx", alone=True)
-        self.check()
-        self._begin()
+        self._check()
+        self._begin(batch_size)
 
     def _cells(self) -> list[Any]:
         return listed(self.cell)
@@ -283,9 +324,10 @@ class Bidirectional(Checked, options.BidirectionalOptions):
     """
 
     rngs: dataclasses.InitVar[nnx.Rngs | None] = dataclasses.field(default=None, kw_only=True)
+    batch_size: dataclasses.InitVar[Any] = dataclasses.field(default=None, kw_only=True)
 
-    def __post_init__(self, rngs: nnx.Rngs | None) -> None:
-        self.check()
+    def __post_init__(self, rngs: nnx.Rngs | None, batch_size: Any) -> None:
+        self._check()
         driving.check_layers(self, Layer)
         if self.backward_layer is None:
             if rngs is None:
@@ -293,7 +335,11 @@ class Bidirectional(Checked, options.BidirectionalOptions):
                     "`rngs` must be given, for the parameters of the backward layer, or `backward_layer` itself."
                 )
             self.backward_layer = nnx.data(_like(self.layer, rngs, go_backwards=not self.layer.go_backwards))
+            if self.layer.states is not None:
+                self.backward_layer.reset_states(batch_size=jax.tree.leaves(self.layer._recorded())[0].shape[:-1])
         options.check_directions(self.layer, self.backward_layer)
+        if batch_size is not None:
+            self.reset_states(batch_size=batch_size)
 
     @property
     def stateful(self) -> bool:
@@ -304,12 +350,12 @@ class Bidirectional(Checked, options.BidirectionalOptions):
         inputs: Any,
         initial_state: Any = None,
         mask: Any = None,
-        training: bool | None = None,
+        training: Any = None,
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
-        given = False if training is None else training
-        steps = driving.steps_of(self.layer, inputs, mask, given, seq_lengths, resets)
+        training = in_training(training)
+        steps = driving.steps_of(self.layer, inputs, mask, seq_lengths, resets)
         layers = (self.layer, self.backward_layer)
         calls = [
             functools.partial(layer._call, training=training, path=(name,))
@@ -318,11 +364,12 @@ class Bidirectional(Checked, options.BidirectionalOptions):
         counts = [len(layer._cells()) for layer in layers]
         return driving.bidirectional(self, layers, counts, calls, steps, initial_state)
 
-    def reset_states(self, states: Any = None) -> None:
+    def reset_states(self, states: Any = None, *, batch_size: Any = None) -> None:
         """Sets the recorded states of both layers back to the initial states, or to `states`.
 
         Args:
           states: a list or tuple with those of the forward layer, then of the backward layer; they are cast.
+          batch_size: makes states for another batch, or before the first call.
 
         Raises:
           AttributeError, ValueError: as of the layers' own `reset_states`.
@@ -331,7 +378,7 @@ class Bidirectional(Checked, options.BidirectionalOptions):
         counts = [len(layer._cells()) for layer in layers]
         halves = (None, None) if states is None else driving.halves("states", states, counts)
         for layer, half in zip(layers, halves, strict=True):
-            layer.reset_states(half)
+            layer.reset_states(half, batch_size=batch_size)
 
 
 def reset_states(model: nnx.Module) -> None:
@@ -348,6 +395,21 @@ def reset_states(model: nnx.Module) -> None:
             module.reset_states()
 
 
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _as_carry(leaf: Any) -> Carry:
+    return leaf if isinstance(leaf, Carry) else Carry(jnp.asarray(leaf))
+
+
+def _fixed_structure(states: Any) -> str:
+    """The transformation that is tracing the call, if it is one that wants out of a module what goes in, as `nnx.scan`."""
+    trace = getattr(jax.tree.leaves(states)[0], "_trace", None)
+    traced_for: str = getattr(getattr(getattr(trace, "frame", None), "debug_info", None), "traced_for", "jit")
+    return "" if traced_for in ("jit", "pjit", "checkpoint / remat") else traced_for
+
+
 def cell_path(cells: list[Any], i: int) -> tuple[str, ...]:
     """Where the parameters of cell i are below its layer's: one cell shares the layer's own place."""
     return () if len(cells) == 1 else (f"cells_{i}",)
@@ -356,7 +418,10 @@ def cell_path(cells: list[Any], i: int) -> tuple[str, ...]:
 def _like(module: Any, rngs: nnx.Rngs, **changes: Any) -> Any:
     """A new module with the options of `module`, but for the changes, and parameters of its own."""
     if isinstance(module, RNN):
-        cells = [_like(cell, rngs) for cell in listed(module.cell)]
+        made: dict[int, Any] = {}
+        for cell in listed(module.cell):
+            made[id(cell)] = made.get(id(cell)) or _like(cell, rngs)
+        cells = [made[id(cell)] for cell in listed(module.cell)]
         return RNN(**_options(module) | {"cell": cells[0] if len(cells) == 1 else cells} | changes)
     if isinstance(module, StackedRNNCells):
         return StackedRNNCells([_like(cell, rngs) for cell in module.cells])

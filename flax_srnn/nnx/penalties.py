@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
+from flax_srnn.layers import options
 from flax_srnn.layers.projection import by_member
 from flax_srnn.nnx.cells import SimpleCellModule
 from flax_srnn.nnx.layers import Layer
@@ -25,14 +26,14 @@ def regularization_loss(model: nnx.Module) -> jax.Array:
     >>> round(float(regularization_loss(layer)), 3)
     0.1
     """
-    total = jnp.zeros(())
+    penalties: list[jax.Array] = []
     for _, module in nnx.iter_graph(model):
         if isinstance(module, SimpleCellModule):
-            total = sum(module.penalties(module.params()).values(), total)
+            penalties += options.weight_penalties(module, module._params()).values()
         if isinstance(module, Layer) and module.activity_loss is not None:
-            total = total + module.activity_loss[...]
+            penalties.append(module.activity_loss[...].sum())  # one for every copy under `nnx.vmap`
             module.activity_loss[...] = jnp.zeros_like(module.activity_loss[...])
-    return total
+    return options.total(penalties)
 
 
 def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
@@ -58,9 +59,9 @@ def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
     constraints = {}
     for path, module in nnx.iter_graph(model):
         if isinstance(module, SimpleCellModule):
-            shapes = {name: p.shape for name, p in module.params().items()}
+            shapes = {name: p.shape for name, p in module._params().items()}
             sizes = {"F": module.in_features, "U": int(module.units)}
-            for name, constraint in module.constraints().items():
+            for name, constraint in options.constrained(module).items():
                 place = (*path, name)
                 constraints[place] = by_member(place, constraint, shapes, sizes, "model")
     return traverse_util.unflatten_dict(constraints)

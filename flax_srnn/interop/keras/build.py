@@ -6,6 +6,7 @@ tried on the shape of inputs that it declares, without computing anything.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -154,7 +155,7 @@ def variables_for(module: Sequential, arrays: Mapping[structure.Path, Any]) -> d
         variables[states.COLLECTION] = jax.tree.map(
             lambda like: jnp.zeros(like.shape, like.dtype), wanted[states.COLLECTION]
         )
-    _tried(module.apply, variables, inputs)
+    _tried(functools.partial(module.apply, mutable=[states.COLLECTION]), variables, inputs)
     return variables
 
 
