@@ -129,6 +129,10 @@ def number(name: str, value: Any, *, at_least: float = -math.inf, at_most: float
 
 def _plain(value: Any) -> Any:
     """Keras writes a number that was an array, and a seed that was a generator, as a configuration of its own."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()  # a live layer's may be an array still
+    if isinstance(value, Mapping) and value.get("type") == "ndarray" and "value" in value:  # before Keras 2.4
+        return value["value"]
     if isinstance(value, Mapping) and isinstance(value.get("config"), Mapping):
         for class_name, key in (("__numpy__", "value"), ("__tensor__", "value"), ("SeedGenerator", "seed")):
             if value.get("class_name") == class_name and key in value["config"]:

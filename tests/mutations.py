@@ -57,6 +57,7 @@ FORWARD_MODE = ("test_gradients.py::test_forward_mode_is_refused_by_name",)
 NAN_IN_MASKED = ("test_gradients.py::test_masked_steps_reach_nothing",)
 NAN_IN_LAYERS = ("test_gradients.py::test_masked_steps_reach_nothing_in_layers",)
 RULES = ("test_identifiers.py::test_rule_from_output_is_the_gradient",)
+RELU = ("test_keras_activations.py::test_value_and_derivative_are_those_of_keras",)
 CHUNKED = ("test_chunked.py::test_values_and_gradients",)
 GIVING_UP = ("test_chunked.py::test_giving_up_is_seen_in_everything",)
 SWEEPS = ("test_chunked.py::test_the_number_of_sweeps",)
@@ -365,6 +366,15 @@ OF_THE_LOOP = [
 
 OF_ACTIVATIONS = [
     Mutation("rule-of-tanh", "activations.py", "return (g + g * y) * (1 - y)", "return g * (1 - y)", RULES),
+    Mutation("relu-from-threshold-forgotten", "activations.py", "relu(self.threshold - x)", "relu(-x)", RELU),
+    Mutation("relu6-derivative-of-clip", "activations.py", "self.max_value == 6 and", "self.max_value == -6 and", RELU),
+    Mutation(
+        "keras-2-slope-ignored",
+        "activations.py",
+        'config["negative_slope"] = config.pop("alpha")',
+        'config.pop("alpha")',
+        ("test_keras_activations.py::test_configurations_of_other_versions",),
+    ),
     Mutation("rule-of-sigmoid", "activations.py", "return g * y * (1 - y)", "return g * (1 - y)", RULES),
     Mutation(
         "rule-of-softmax-over-the-wrong-axis",
@@ -1211,9 +1221,23 @@ OF_INTEROP = [
     Mutation(
         "keras-hard-sigmoid-of-keras-3",
         KERAS_CONFIG,
-        'hard_sigmoid_2 if keras_2 and name == "hard_sigmoid" else name',
-        "name",
+        'hard_sigmoid_2 if keras_2 and written == "hard_sigmoid" else written',
+        "written",
         ("test_keras_versions.py",),
+    ),
+    Mutation(
+        "keras-activation-without-its-dtype",
+        KERAS_CONFIG,
+        'config["activation"]["config"] |= policy',
+        'config["activation"]["config"] |= {}',
+        ("test_keras_activations.py::test_half_precision_reaches_the_activation",),
+    ),
+    Mutation(
+        "keras-activation-of-another-dtype",
+        KERAS_CONFIG,
+        "if own != outer:",
+        "if own is outer is None:",
+        ("test_keras_activations.py::test_files_that_are_refused",),
     ),
     Mutation(
         "keras-recorded-states-lost",
