@@ -344,6 +344,7 @@ def get(identifier: Any, *, argument: str = "activation") -> Activation:
     """
     if identifier is None:
         return linear
+    identifiers.check_depth(identifier, argument)
     if isinstance(identifier, (str, Mapping)):
         name, config = identifiers.parse(identifier, argument)
         if isinstance(identifier, Mapping) and name in _LAYERS:

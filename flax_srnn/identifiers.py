@@ -18,9 +18,15 @@ from typing import Any, TypeVar
 
 from flax_srnn.validation import describe
 
-__all__ = ["build", "did_you_mean", "find", "not_understood", "number", "parse", "resolve", "to_config"]
+__all__ = [
+    "MAX_CONFIG_DEPTH", "build", "check_depth", "did_you_mean", "find", "not_understood", "number", "parse", "resolve",
+    "to_config",
+]  # fmt: skip
 
 T = TypeVar("T")
+
+MAX_CONFIG_DEPTH = 100
+"""How deep a configuration may be nested, counting dicts and lists: what reads it, or shows it in a message, recurses."""
 
 # The keys of a serialised Keras object; the last two only say how it was built and shared.
 _CONFIG_KEYS = ("class_name", "config", "module", "registered_name", "build_config", "shared_object_id")
@@ -34,6 +40,20 @@ def find(table: Mapping[str, T], name: str, argument: str) -> T:
     raise ValueError(
         f"`{argument}` is the unknown name {name!r}.{did_you_mean(name, table)} Valid names: {', '.join(table)}."
     )
+
+
+def check_depth(config: Any, argument: str) -> None:
+    """Raises ValueError for a configuration that is nested deeper than `MAX_CONFIG_DEPTH`, or in itself."""
+    depth, level, known = 0, [config], {id(config): config}
+    while level := [each for each in level if isinstance(each, (Mapping, list, tuple))]:
+        depth += 1
+        if depth > len(known):  # so many levels of so few parts
+            raise ValueError(f"`{argument}` contains itself: a configuration must have an end.")
+        inside = [value for each in level for value in (each.values() if isinstance(each, Mapping) else each)]
+        level = list({id(value): value for value in inside}.values())  # once each, as parts may be shared
+        known |= {id(value): value for value in level}
+    if depth > MAX_CONFIG_DEPTH:
+        raise ValueError(f"`{argument}` is nested {depth} deep; at most {MAX_CONFIG_DEPTH} is read.")
 
 
 def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapping[str, Any]]:
@@ -85,6 +105,7 @@ def resolve(identifier: Any, table: Mapping[str, Callable[..., T]], argument: st
     """Returns what `identifier` stands for: names, configurations and classes are built, callables and None pass."""
     if identifier is None:
         return None
+    check_depth(identifier, argument)
     if isinstance(identifier, (str, Mapping)):
         name, config = parse(identifier, argument)
         return build(table, name, config, argument)

@@ -1033,6 +1033,20 @@ OF_NAMES = [
         "if key not in parameters and value is ...:",
         BAD_NAMES,
     ),
+    Mutation(
+        "configurations-of-any-depth",
+        "identifiers.py",
+        "if depth > MAX_CONFIG_DEPTH:",
+        "if depth > 10**9:",
+        ("test_keras_configs.py::test_identifiers_nested_too_deeply",),
+    ),
+    Mutation(
+        "endless-configurations",
+        "identifiers.py",
+        "if depth > len(known):",
+        "if depth > 2 * len(known):\n            return\n        if known is None:",
+        ("test_keras_configs.py::test_nesting_is_counted_by_the_longest_way",),
+    ),
     Mutation("unknown-key-accepted", "identifiers.py", "    if unknown:\n", "    if unknown is None:\n", BAD_NAMES),
     Mutation("custom-object-accepted", "identifiers.py", "if foreign or of_main or", "if of_main or", BAD_NAMES),
 ]
@@ -1224,6 +1238,13 @@ OF_INTEROP = [
         'hard_sigmoid_2 if keras_2 and written == "hard_sigmoid" else written',
         "written",
         ("test_keras_versions.py",),
+    ),
+    Mutation(
+        "keras-bidirectional-inside-another",
+        STRUCTURE,
+        '"Bidirectional": ("SimpleRNN", "RNN")',
+        '"Bidirectional": ("SimpleRNN", "RNN", "Bidirectional")',
+        ("test_hostile_files.py::test_hostile_models",),
     ),
     Mutation(
         "keras-activation-without-its-dtype",

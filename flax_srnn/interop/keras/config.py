@@ -88,7 +88,8 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
 
     Raises:
       TypeError: `config` is no mapping.
-      ValueError: what cannot be represented: another class, a custom object, an unknown argument, a frozen layer.
+      ValueError: what cannot be represented: another class, a custom object, an unknown argument, a frozen layer; nested
+        deeper than `identifiers.MAX_CONFIG_DEPTH`.
 
     Source: Keras `Layer.from_config`, `keras.saving.deserialize_keras_object`.
 
@@ -96,6 +97,7 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
     >>> type(layer).__name__, layer.units, layer.return_sequences
     ('SimpleRNN', 8, True)
     """
+    identifiers.check_depth(config, "config")
     return layer_from(config, None)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_srnn import SimpleRNNCell, StackedRNNCells
+from flax_srnn import SimpleRNNCell, StackedRNNCells, identifiers
 from flax_srnn.interop.keras import structure, weights
 from flax_srnn.interop.keras.config import layer_from
 from flax_srnn.layers import states
@@ -39,6 +39,7 @@ def from_keras(layer: Any) -> tuple[nn.Module, dict[str, Any]]:
     if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
         raise TypeError(f"`layer` must be a Keras layer, got {layer!r}.")
     config = {"class_name": kind.__name__, "module": kind.__module__, "config": _with_seeds(layer, layer.get_config())}
+    identifiers.check_depth(config, "layer")
     converted = layer_from(config, None)
     if isinstance(converted, (SimpleRNNCell, StackedRNNCells)):
         raise ValueError(f"`layer` must be a layer over time, got the cell {kind.__name__}: wrap it in an RNN.")

@@ -66,6 +66,10 @@ _LISTS = ("layers", "cells", "_layer_checkpoint_dependencies")
 _INNER = {"cell": "SimpleRNNCell", "layer": "Dense"}
 _DIRECTIONS = ("forward_layer", "backward_layer")
 NO_LAYERS = ("vars", "seed_generator", "optimizer", "metrics")
+# What may lie directly inside, of the classes that hold others. A Bidirectional has its layer twice: one in the other, thirty
+# deep, would be a billion layers.
+_HOLDERS = (*MODELS, "SimpleRNN", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed")
+_INSIDE = {"Bidirectional": ("SimpleRNN", "RNN"), "RNN": ("StackedRNNCells",), "StackedRNNCells": ("StackedRNNCells",)}
 
 
 class Layer(NamedTuple):
@@ -121,7 +125,8 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     """The layer or model with this Keras configuration. A class that is not known here has no arrays.
 
     Raises:
-      ValueError: a part of it is no configuration of a layer; two layers of a model have the same name.
+      ValueError: a part of it is no configuration of a layer; two layers of a model have the same name; a layer cannot lie
+        inside that one.
     """
     kind, arguments = parse(config)
     children: Iterable[Layer] = ()
@@ -143,8 +148,12 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     elif kind in ("RNN", "TimeDistributed"):
         attribute = "cell" if kind == "RNN" else "layer"
         children = [from_config(_entry(arguments, attribute, Mapping, kind), "", attribute)]
+    children = tuple(children)
+    for child in children:
+        if child.kind in _HOLDERS and child.kind not in _INSIDE.get(kind, _HOLDERS):
+            raise ValueError(f"a {child.kind} cannot lie inside a {kind}.")
     arrays = tuple(each for each in ARRAYS.get(kind, ()) if not each.switch or arguments.get(each.switch, True))
-    return Layer(kind, key, group, arrays, tuple(children), bool(arguments.get("trainable", True)))
+    return Layer(kind, key, group, arrays, children, bool(arguments.get("trainable", True)))
 
 
 def cell(use_bias: bool) -> Layer:
