@@ -79,6 +79,7 @@ STEPS_OF_KERAS = ("test_penalties_and_constraints.py::test_constraints_equal_ker
 REGULARIZERS = ("test_identifiers.py::test_regularizer_equals_keras",)
 CONSTRAINTS = ("test_identifiers.py::test_constraint_equals_keras",)
 INITIALIZERS = ("test_initializers.py::test_random_initializer_gives_keras_values_for_a_seed",)
+PROPOSALS = ("test_proposals.py",)
 BAD_NAMES = ("test_identifiers.py::test_bad_identifiers",)
 BAD_INPUT = ("test_bad_input.py::test_wrong_argument",)
 TRUNCATED = ("test_truncated.py::test_values_and_gradients_of_the_loop",)
@@ -1046,6 +1047,11 @@ OF_NAMES = [
         "if depth > len(known):",
         "if depth > 2 * len(known):\n            return\n        if known is None:",
         ("test_keras_configs.py::test_nesting_is_counted_by_the_longest_way",),
+    ),
+    Mutation("far-names-proposed", "identifiers.py", "min(len(a), len(b)) // 4", "min(len(a), len(b)) // 2", PROPOSALS),
+    Mutation("swapped-letters-not-found", "identifiers.py", "1 if sorted(a) == sorted(b) else _", "_", PROPOSALS),
+    Mutation(
+        "capitals-proposed-first", "identifiers.py", "key=lambda each: each != each.lower()", "key=str", PROPOSALS
     ),
     Mutation("unknown-key-accepted", "identifiers.py", "    if unknown:\n", "    if unknown is None:\n", BAD_NAMES),
     Mutation("custom-object-accepted", "identifiers.py", "if foreign or of_main or", "if of_main or", BAD_NAMES),
