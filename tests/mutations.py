@@ -80,6 +80,7 @@ REGULARIZERS = ("test_identifiers.py::test_regularizer_equals_keras",)
 CONSTRAINTS = ("test_identifiers.py::test_constraint_equals_keras",)
 INITIALIZERS = ("test_initializers.py::test_random_initializer_gives_keras_values_for_a_seed",)
 PROPOSALS = ("test_proposals.py",)
+SHARED_CELLS = ("test_keras_shared_cells.py",)
 BAD_NAMES = ("test_identifiers.py::test_bad_identifiers",)
 BAD_INPUT = ("test_bad_input.py::test_wrong_argument",)
 TRUNCATED = ("test_truncated.py::test_values_and_gradients_of_the_loop",)
@@ -1252,6 +1253,18 @@ OF_INTEROP = [
         '"Bidirectional": ("SimpleRNN", "RNN", "Bidirectional")',
         ("test_hostile_files.py::test_hostile_models",),
     ),
+    Mutation("keras-shared-cells-read-apart", STRUCTURE, "objects.index(each) for i", "i for i", SHARED_CELLS),
+    Mutation(
+        "keras-shared-cells-counted-once",
+        STRUCTURE,
+        "places = counters if",
+        "places = range(len(several)) if",
+        SHARED_CELLS,
+    ),
+    Mutation(
+        "keras-shared-cells-not-noted", KERAS_CONFIG, "if places.count(place) > 1", "if places is None", SHARED_CELLS
+    ),
+    Mutation("keras-live-shared-cells-apart", KERAS_OBJECTS, "id(live)}", "id(each)}", SHARED_CELLS),
     Mutation(
         "keras-activation-without-its-dtype",
         KERAS_CONFIG,

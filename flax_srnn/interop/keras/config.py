@@ -7,7 +7,7 @@ wrote a configuration: the file says so, or else it is told by what Keras 3 alwa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,8 +27,9 @@ from flax_srnn import (
     initializers,
     regularizers,
 )
+from flax_srnn.interop.keras.structure import first_places
 
-__all__ = ["CLASSES", "activation", "cells_of", "dtypes_of", "from_config", "layer_from", "to_config"]
+__all__ = ["CLASSES", "activation", "cells_of", "configs_of", "dtypes_of", "from_config", "layer_from", "to_config"]
 
 CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (SimpleRNN, SimpleRNNCell, RNN, StackedRNNCells, Bidirectional)
@@ -142,7 +143,10 @@ def _read(key: str, value: Any, default: Any, keras_2: bool, dtypes: Mapping[str
     if key == "activation":
         return activation(value, keras_2, dtypes.get("dtype"))
     if key == "cells":
-        return [layer_from(each, keras_2) for each in value]
+        cells: list[Any] = []
+        for i, first in enumerate(first_places(value)):
+            cells.append(cells[first] if first < i else layer_from(value[i], keras_2))
+        return cells
     if key in _LAYERS and value is not None:
         layer = layer_from(value, keras_2)
         # Keras makes an unnamed list of cells into a stack of its own.
@@ -208,7 +212,7 @@ def _write(key: str, value: Any) -> Any:
     if key == "activation":
         return activations.to_config(value)
     if key == "cells":
-        return [to_config(cell) for cell in value]
+        return configs_of(value, to_config)
     if key in _LAYERS:
         return to_config(StackedRNNCells(value) if isinstance(value, (list, tuple)) else value)
     if key == "unroll" and not isinstance(value, bool):
@@ -256,6 +260,13 @@ def _policies(layer: Any) -> set[str | None]:
     else:
         inside = cells_of(layer)
     return set().union(*map(_policies, inside))
+
+
+def configs_of(cells: Sequence[Any], config_of: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The configurations of cells; those of one that is there twice say so, as Keras's do."""
+    places = [id(cell) for cell in cells]
+    shared = [{"shared_object_id": place} if places.count(place) > 1 else {} for place in places]
+    return [config_of(cell) | note for cell, note in zip(cells, shared, strict=True)]
 
 
 def cells_of(layer: RNN | StackedRNNCells) -> list[Any]:

@@ -17,7 +17,8 @@ from flax_srnn.interop.keras.hdf5 import MAX_DEPTH, Dataset, Group, Node
 
 __all__ = [
     "ARRAYS", "MODELS", "NO_LAYERS", "Array", "Layer", "Path", "Slot",
-    "array_name", "from_config", "from_group", "group_names", "join", "parse", "slots", "slots_named", "trainable_first",
+    "array_name", "first_places", "from_config", "from_group", "group_names", "join", "parse", "slots", "slots_named",
+    "trainable_first",
 ]  # fmt: skip
 
 Path = tuple[str, ...]
@@ -140,7 +141,8 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     elif kind == "StackedRNNCells":
         cells = _entry(arguments, "cells", list, kind)
         groups = group_names([parse(each)[0] for each in cells])
-        children = [from_config(cells[i], _cell_key(i, len(cells)), f"cells/{place}") for i, place in enumerate(groups)]
+        own = sorted(set(first_places(cells)))
+        children = [from_config(cells[i], _cell_key(i, len(cells)), f"cells/{groups[i]}") for i in own]
     elif kind == "Bidirectional":
         forward = _entry(arguments, "layer", Mapping, kind)
         both = (forward, arguments.get("backward_layer") or forward)
@@ -160,6 +162,12 @@ def cell(use_bias: bool) -> Layer:
     """The one cell of a SimpleRNN, or of an RNN around one."""
     arrays = ARRAYS["SimpleRNNCell"]
     return Layer("SimpleRNNCell", "", "cell", arrays if use_bias else arrays[:-1])
+
+
+def first_places(cells: Sequence[Any]) -> list[int]:
+    """Where in a stack each cell stands first: one that is there twice has one set of arrays, and its place's names."""
+    objects = [cell.get("shared_object_id") if isinstance(cell, Mapping) else None for cell in cells]
+    return [i if each is None else objects.index(each) for i, each in enumerate(objects)]
 
 
 def _cell_key(number: int, count: int) -> str:
@@ -233,8 +241,11 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
     for name, node in inside.items():
         if name in _LISTS:
             several = _in_layer_order(_members(node, Group))
-            for i, (place, each) in enumerate(several):
-                own = _cell_key(i, len(several)) if name == "cells" else _own_name(each)
+            # Keras counts a cell that stands in a stack twice each time, and writes it once.
+            counters = [_stem(place)[1] for place, _ in several]
+            places = counters if len(set(counters)) == len(counters) else range(len(counters))
+            for i, (place, each) in zip(places, several, strict=True):
+                own = _cell_key(i, max(places) + 1) if name == "cells" else _own_name(each)
                 children.append(from_group(each, own, f"{name}/{place}"))
         elif name in _INNER and path:
             children.append(from_group(node, "", name, _INNER[name]))
