@@ -71,7 +71,7 @@ TYPOS = {
     },
 }
 FAR = {
-    "activation": ["", "t", "so", "sinh", "softmin", "maximum", "Constant", "identity", "l2", "x" * 10**6],
+    "activation": ["", "t", "so", "sinh", "softmin", "maximum", "Constant", "identity", "l2", "x" * 10**5],
     "initializer": ["xavier", "kaiming", "gaussian", "sparse", "tanh", "no", "none", "unit_norm", "3"],
     "regularizer": ["l", "l3", "lasso", "ridge", "dropout"],
     "constraint": ["positive", "clip", "orthogonal", "uniform", "RadialConstraint"],
