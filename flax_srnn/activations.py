@@ -20,11 +20,13 @@ import jax.numpy as jnp
 
 from flax_srnn import identifiers
 from flax_srnn.dtypes import at_least_float32
+from flax_srnn.validation import describe
 
 __all__ = [
     "ELU",
     "NAMES",
     "LeakyReLU",
+    "ReLU",
     "from_output",
     "gelu",
     "get",
@@ -72,7 +74,7 @@ class LeakyReLU:
     """x, and negative_slope · x below 0. "leaky_relu" is LeakyReLU(0.2); Keras's layer of this name has the default 0.3.
 
     Args:
-      negative_slope: a finite number.
+      negative_slope: a finite number, at least 0.
 
     >>> LeakyReLU(0.5)(jnp.array([-1.0, 2.0])).tolist()
     [-0.5, 2.0]
@@ -81,7 +83,9 @@ class LeakyReLU:
     negative_slope: float = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "negative_slope", identifiers.number("negative_slope", self.negative_slope))
+        object.__setattr__(
+            self, "negative_slope", identifiers.number("negative_slope", self.negative_slope, at_least=0)
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.leaky_relu(x, self.negative_slope)
@@ -107,16 +111,41 @@ class ELU:
         return jax.nn.elu(x, self.alpha)
 
 
-def _relu_layer(max_value: float | None = None, negative_slope: float = 0.0, threshold: float = 0.0) -> Activation:
-    """What Keras's ReLU layer is, where that has a name here."""
-    if threshold == 0 and negative_slope == 0 and max_value in (None, 6):
-        return jax.nn.relu if max_value is None else jax.nn.relu6
-    if threshold == 0 and max_value is None:
-        return LeakyReLU(negative_slope)
-    raise ValueError(
-        "A ReLU layer is supported with `max_value` 6, or with a `negative_slope` only; got "
-        f"max_value={max_value!r}, negative_slope={negative_slope!r}, threshold={threshold!r}."
-    )
+@dataclasses.dataclass(frozen=True)
+class ReLU:
+    """x from `threshold` to `max_value`, `max_value` above, and negative_slope · (x - threshold) below.
+
+    "relu" is ReLU(), "relu6" is ReLU(6), and "leaky_relu" is ReLU(negative_slope=0.2).
+
+    Args:
+      max_value: a finite number, at least 0; None for no limit.
+      negative_slope, threshold: finite numbers, at least 0.
+
+    Source: Keras `activations.relu`, whose derivative at `threshold` and `max_value` this has too.
+
+    >>> ReLU(max_value=3.0, negative_slope=0.5, threshold=1.0)(jnp.array([-1.0, 0.5, 2.0, 4.0])).tolist()
+    [-1.0, -0.25, 2.0, 3.0]
+    """
+
+    max_value: float | None = None
+    negative_slope: float = 0.0
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_value", "negative_slope", "threshold"):
+            value = getattr(self, name)
+            if value is not None or name != "max_value":
+                object.__setattr__(self, name, identifiers.number(name, value, at_least=0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.max_value is None and self.threshold == 0:
+            return jax.nn.leaky_relu(x, self.negative_slope) if self.negative_slope else jax.nn.relu(x)
+        y = jnp.where(x > self.threshold, x, 0) if self.threshold else jax.nn.relu(x)
+        if self.max_value == 6 and not self.threshold:  # relu6's derivative at 6 is 0, and that of `clip` ½
+            y = jax.nn.relu6(x)
+        elif self.max_value is not None:
+            y = jnp.clip(y, 0, self.max_value)
+        return y - self.negative_slope * jax.nn.relu(self.threshold - x) if self.negative_slope else y
 
 
 # The rules. Elementwise ones are f'(a)·g with f'(a) written in y. They are finite also where y is no output of f: at a masked
@@ -262,40 +291,66 @@ _FUNCTIONS |= {"swish": jax.nn.silu, "hard_swish": jax.nn.hard_silu}
 _NAMES: dict[Activation, str] = {function: name for name, (function, _) in _TABLE.items()}
 # Other callables that are one of the functions above; Flax's are JAX's own.
 _NAMES |= {jax.lax.tanh: "tanh", jax.lax.logistic: "sigmoid", jax.lax.exp: "exponential", jax.nn.identity: "linear"}
+_NAMES |= {ReLU(): "relu", ReLU(6): "relu6", ReLU(negative_slope=0.2): "leaky_relu", ELU(): "elu"}
 _RULES = {function: _TABLE[name][1] for function, name in _NAMES.items()}
 
 _NOT_RECURRENT = {
     "glu": "it halves the number of features",
     "threshold": "it needs two more arguments than a layer passes",
+    "PReLU": "it has weights of its own",
 }
+
+
+def _softmax_layer(axis: Any = -1) -> Activation:
+    if axis not in (-1, [-1], (-1,)):
+        raise ValueError(f"the `axis` of a Softmax layer must be -1, the last one, got {axis!r}.")
+    return jax.nn.softmax
+
+
+def _activation_layer(activation: Any) -> Activation:
+    if not isinstance(activation, str):
+        raise TypeError(f"the `activation` of an Activation layer must be a name, got {describe(activation)}.")
+    return get(activation)
+
+
 # A layer as an activation, `SimpleRNN(4, activation=keras.layers.LeakyReLU(0.1))`, is written as the layer's configuration.
-_LAYERS: dict[str, Callable[..., Activation]] = {"LeakyReLU": LeakyReLU, "ELU": ELU, "ReLU": _relu_layer}
-_LAYER_ARGUMENTS = ("name", "trainable", "dtype")  # those of every layer
+_LAYERS: dict[str, Callable[..., Activation]] = {
+    "LeakyReLU": LeakyReLU,
+    "ELU": ELU,
+    "ReLU": ReLU,
+    "Softmax": _softmax_layer,
+    "Activation": _activation_layer,
+}
+# What any layer's configuration has too. The dtype matters where the layer's is another one, which `interop.keras` checks.
+_LAYER_ARGUMENTS = ("name", "trainable", "dtype", "batch_input_shape")
 
 
 def get(identifier: Any, *, argument: str = "activation") -> Activation:
     """Returns the activation that a Keras name, a Keras configuration, a callable or None (linear) stands for.
 
     A name always gives the same object, so that `jax.jit` caches by it. Also understood are the configurations of Keras's
-    layers LeakyReLU, ELU and ReLU.
+    layers LeakyReLU, ELU, ReLU, Softmax and Activation, as Keras 2 and Keras 3 write them.
 
     Args:
       identifier: Keras name, Keras configuration dict, callable (..., U) -> (..., U), or None.
       argument: how messages call it.
 
     Raises:
-      ValueError: unknown name, or one that cannot work in a recurrent layer (`glu`, `threshold`); no identifier at all; a
-        callable without a hash.
+      ValueError: unknown name, or one that cannot work in a recurrent layer (`glu`, `threshold`, `PReLU`); no identifier at
+        all; a callable without a hash.
 
     >>> get("relu")(jnp.array([-1.0, 2.0])).tolist()
     [0.0, 2.0]
     """
     if identifier is None:
         return linear
+    identifiers.check_depth(identifier, argument)
     if isinstance(identifier, (str, Mapping)):
         name, config = identifiers.parse(identifier, argument)
         if isinstance(identifier, Mapping) and name in _LAYERS:
             config = {key: value for key, value in config.items() if key not in _LAYER_ARGUMENTS}
+            if name == "LeakyReLU" and "negative_slope" not in config and "alpha" in config:  # its name in Keras 2
+                config["negative_slope"] = config.pop("alpha")
             return identifiers.build(_LAYERS, name, config, argument)
         if name in _NOT_RECURRENT:
             raise ValueError(f"`{argument}` cannot be {name!r} in a recurrent layer: {_NOT_RECURRENT[name]}.")
@@ -358,6 +413,6 @@ def to_config(identifier: Any, *, argument: str = "activation") -> str | dict[st
     {'negative_slope': 0.1}
     """
     function = get(identifier, argument=argument)
-    if isinstance(function, (LeakyReLU, ELU)) and function not in _NAMES:
+    if type(function) in _LAYERS.values() and function not in _NAMES:
         return identifiers.to_config(function, _LAYERS, "keras.layers", argument)
     return name(function, argument=argument)

@@ -8,19 +8,25 @@ names to objects; how an identifier is read and what the errors say is here, onc
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 import numbers
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from flax_srnn.validation import describe
 
-__all__ = ["build", "did_you_mean", "find", "not_understood", "number", "parse", "resolve", "to_config"]
+__all__ = [
+    "MAX_CONFIG_DEPTH", "build", "check_depth", "did_you_mean", "find", "not_understood", "number", "parse", "resolve",
+    "to_config",
+]  # fmt: skip
 
 T = TypeVar("T")
+
+MAX_CONFIG_DEPTH = 100
+"""How deep a configuration may be nested, counting dicts and lists: what reads it, or shows it in a message, recurses."""
 
 # The keys of a serialised Keras object; the last two only say how it was built and shared.
 _CONFIG_KEYS = ("class_name", "config", "module", "registered_name", "build_config", "shared_object_id")
@@ -34,6 +40,20 @@ def find(table: Mapping[str, T], name: str, argument: str) -> T:
     raise ValueError(
         f"`{argument}` is the unknown name {name!r}.{did_you_mean(name, table)} Valid names: {', '.join(table)}."
     )
+
+
+def check_depth(config: Any, argument: str) -> None:
+    """Raises ValueError for a configuration that is nested deeper than `MAX_CONFIG_DEPTH`, or in itself."""
+    depth, level, known = 0, [config], {id(config): config}
+    while level := [each for each in level if isinstance(each, (Mapping, list, tuple))]:
+        depth += 1
+        if depth > len(known):  # so many levels of so few parts
+            raise ValueError(f"`{argument}` contains itself: a configuration must have an end.")
+        inside = [value for each in level for value in (each.values() if isinstance(each, Mapping) else each)]
+        level = list({id(value): value for value in inside}.values())  # once each, as parts may be shared
+        known |= {id(value): value for value in level}
+    if depth > MAX_CONFIG_DEPTH:
+        raise ValueError(f"`{argument}` is nested {depth} deep; at most {MAX_CONFIG_DEPTH} is read.")
 
 
 def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapping[str, Any]]:
@@ -85,6 +105,7 @@ def resolve(identifier: Any, table: Mapping[str, Callable[..., T]], argument: st
     """Returns what `identifier` stands for: names, configurations and classes are built, callables and None pass."""
     if identifier is None:
         return None
+    check_depth(identifier, argument)
     if isinstance(identifier, (str, Mapping)):
         name, config = parse(identifier, argument)
         return build(table, name, config, argument)
@@ -129,6 +150,10 @@ def number(name: str, value: Any, *, at_least: float = -math.inf, at_most: float
 
 def _plain(value: Any) -> Any:
     """Keras writes a number that was an array, and a seed that was a generator, as a configuration of its own."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()  # a live layer's may be an array still
+    if isinstance(value, Mapping) and value.get("type") == "ndarray" and "value" in value:  # before Keras 2.4
+        return value["value"]
     if isinstance(value, Mapping) and isinstance(value.get("config"), Mapping):
         for class_name, key in (("__numpy__", "value"), ("__tensor__", "value"), ("SeedGenerator", "seed")):
             if value.get("class_name") == class_name and key in value["config"]:
@@ -149,7 +174,36 @@ def _refuse_custom_object(identifier: Mapping[str, Any], name: str, argument: st
 
 
 def did_you_mean(name: Any, valid: Iterable[str]) -> str:
-    """Returns ' Did you mean ...?', or nothing where no valid name is close."""
-    lower = {candidate.lower(): candidate for candidate in valid}
-    matches = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
-    return f" Did you mean {lower[matches[0]]!r}?" if matches else ""
+    """Returns ' Did you mean ...?', or nothing where no valid name is near.
+
+    Near are, from the nearest on, what differs in case, then in punctuation too; what begins so; and what is at most one
+    typing error in four letters away. Of equally near ones it is the first that is in lower case.
+    """
+    typed = str(name).lower()
+    lower_first = sorted(valid, key=lambda each: each != each.lower())
+    distances = {each: _distance(typed, each.lower()) for each in lower_first}
+    nearest = min(distances, key=distances.__getitem__, default="")
+    return f" Did you mean {nearest!r}?" if distances.get(nearest, math.inf) < math.inf else ""
+
+
+def _distance(typed: str, name: str) -> float:
+    a, b = (re.sub(r"[\W_]", "", text) for text in (typed, name))
+    if typed == name or a == b:
+        return 0 if typed == name else 1
+    if (len(a) > 2 and b.startswith(a)) or name.startswith(f"{typed}_"):
+        return 2
+    allowed = min(len(a), len(b)) // 4
+    if abs(len(a) - len(b)) > allowed:  # which spares the comparison with a name of a million letters
+        return math.inf
+    errors = 1 if sorted(a) == sorted(b) else _typing_errors(a, b)  # letters that changed places are one
+    return 2 + errors if errors <= allowed else math.inf
+
+
+def _typing_errors(a: str, b: str) -> int:
+    """How many letters are missing, too many or wrong: the distance of Levenshtein (1966)."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        above, row = row, [i]
+        for j, other in enumerate(b):
+            row.append(min(above[j + 1] + 1, row[j] + 1, above[j] + (letter != other)))
+    return row[-1]

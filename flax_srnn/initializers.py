@@ -416,8 +416,8 @@ class Values:
 
 _TABLE: dict[str, Callable[..., Initializer]] = {
     "constant": Constant,
+    "glorot_uniform": GlorotUniform,  # before the other, to be proposed for "glorot": it is what Keras's layers have
     "glorot_normal": GlorotNormal,
-    "glorot_uniform": GlorotUniform,
     "he_normal": HeNormal,
     "he_uniform": HeUniform,
     "identity": Identity,

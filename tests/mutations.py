@@ -57,6 +57,7 @@ FORWARD_MODE = ("test_gradients.py::test_forward_mode_is_refused_by_name",)
 NAN_IN_MASKED = ("test_gradients.py::test_masked_steps_reach_nothing",)
 NAN_IN_LAYERS = ("test_gradients.py::test_masked_steps_reach_nothing_in_layers",)
 RULES = ("test_identifiers.py::test_rule_from_output_is_the_gradient",)
+RELU = ("test_keras_activations.py::test_value_and_derivative_are_those_of_keras",)
 CHUNKED = ("test_chunked.py::test_values_and_gradients",)
 GIVING_UP = ("test_chunked.py::test_giving_up_is_seen_in_everything",)
 SWEEPS = ("test_chunked.py::test_the_number_of_sweeps",)
@@ -79,6 +80,8 @@ STEPS_OF_KERAS = ("test_penalties_and_constraints.py::test_constraints_equal_ker
 REGULARIZERS = ("test_identifiers.py::test_regularizer_equals_keras",)
 CONSTRAINTS = ("test_identifiers.py::test_constraint_equals_keras",)
 INITIALIZERS = ("test_initializers.py::test_random_initializer_gives_keras_values_for_a_seed",)
+PROPOSALS = ("test_proposals.py",)
+SHARED_CELLS = ("test_keras_shared_cells.py",)
 BAD_NAMES = ("test_identifiers.py::test_bad_identifiers",)
 BAD_INPUT = ("test_bad_input.py::test_wrong_argument",)
 TRUNCATED = ("test_truncated.py::test_values_and_gradients_of_the_loop",)
@@ -366,6 +369,15 @@ OF_THE_LOOP = [
 
 OF_ACTIVATIONS = [
     Mutation("rule-of-tanh", "activations.py", "return (g + g * y) * (1 - y)", "return g * (1 - y)", RULES),
+    Mutation("relu-from-threshold-forgotten", "activations.py", "relu(self.threshold - x)", "relu(-x)", RELU),
+    Mutation("relu6-derivative-of-clip", "activations.py", "self.max_value == 6 and", "self.max_value == -6 and", RELU),
+    Mutation(
+        "keras-2-slope-ignored",
+        "activations.py",
+        'config["negative_slope"] = config.pop("alpha")',
+        'config.pop("alpha")',
+        ("test_keras_activations.py::test_configurations_of_other_versions",),
+    ),
     Mutation("rule-of-sigmoid", "activations.py", "return g * y * (1 - y)", "return g * (1 - y)", RULES),
     Mutation(
         "rule-of-softmax-over-the-wrong-axis",
@@ -1088,6 +1100,25 @@ OF_NAMES = [
         "if key not in parameters and value is ...:",
         BAD_NAMES,
     ),
+    Mutation(
+        "configurations-of-any-depth",
+        "identifiers.py",
+        "if depth > MAX_CONFIG_DEPTH:",
+        "if depth > 10**9:",
+        ("test_keras_configs.py::test_identifiers_nested_too_deeply",),
+    ),
+    Mutation(
+        "endless-configurations",
+        "identifiers.py",
+        "if depth > len(known):",
+        "if depth > 2 * len(known):\n            return\n        if known is None:",
+        ("test_keras_configs.py::test_nesting_is_counted_by_the_longest_way",),
+    ),
+    Mutation("far-names-proposed", "identifiers.py", "min(len(a), len(b)) // 4", "min(len(a), len(b)) // 2", PROPOSALS),
+    Mutation("swapped-letters-not-found", "identifiers.py", "1 if sorted(a) == sorted(b) else _", "_", PROPOSALS),
+    Mutation(
+        "capitals-proposed-first", "identifiers.py", "key=lambda each: each != each.lower()", "key=str", PROPOSALS
+    ),
     Mutation("unknown-key-accepted", "identifiers.py", "    if unknown:\n", "    if unknown is None:\n", BAD_NAMES),
     Mutation("custom-object-accepted", "identifiers.py", "if foreign or of_main or", "if of_main or", BAD_NAMES),
 ]
@@ -1276,9 +1307,42 @@ OF_INTEROP = [
     Mutation(
         "keras-hard-sigmoid-of-keras-3",
         KERAS_CONFIG,
-        'hard_sigmoid_2 if keras_2 and name == "hard_sigmoid" else name',
-        "name",
+        'hard_sigmoid_2 if keras_2 and written == "hard_sigmoid" else written',
+        "written",
         ("test_keras_versions.py",),
+    ),
+    Mutation(
+        "keras-bidirectional-inside-another",
+        STRUCTURE,
+        '"Bidirectional": ("SimpleRNN", "RNN")',
+        '"Bidirectional": ("SimpleRNN", "RNN", "Bidirectional")',
+        ("test_hostile_files.py::test_hostile_models",),
+    ),
+    Mutation("keras-shared-cells-read-apart", STRUCTURE, "objects.index(each) for i", "i for i", SHARED_CELLS),
+    Mutation(
+        "keras-shared-cells-counted-once",
+        STRUCTURE,
+        "places = counters if",
+        "places = range(len(several)) if",
+        SHARED_CELLS,
+    ),
+    Mutation(
+        "keras-shared-cells-not-noted", KERAS_CONFIG, "if places.count(place) > 1", "if places is None", SHARED_CELLS
+    ),
+    Mutation("keras-live-shared-cells-apart", KERAS_OBJECTS, "id(live)}", "id(each)}", SHARED_CELLS),
+    Mutation(
+        "keras-activation-without-its-dtype",
+        KERAS_CONFIG,
+        'config["activation"]["config"] |= policy',
+        'config["activation"]["config"] |= {}',
+        ("test_keras_activations.py::test_half_precision_reaches_the_activation",),
+    ),
+    Mutation(
+        "keras-activation-of-another-dtype",
+        KERAS_CONFIG,
+        "if own != outer:",
+        "if own is outer is None:",
+        ("test_keras_activations.py::test_files_that_are_refused",),
     ),
     Mutation(
         "keras-recorded-states-lost",

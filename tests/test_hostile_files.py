@@ -297,6 +297,18 @@ def wrapped(times):
     return change
 
 
+def doubled(times):
+    """A Bidirectional has its layer twice: one in the other would be 2**times layers."""
+
+    def change(config):
+        for _ in range(times):
+            outer = layer(config, 3)
+            outer["layer"] = {"class_name": "Bidirectional", "config": {"name": "b", "layer": outer["layer"]}}
+            outer.pop("backward_layer", None)
+
+    return change
+
+
 CODE = {"class_name": "__lambda__", "config": {"value": "4wEAAAAAAAAA", "defaults": None, "closure": None}}
 
 # Positions: 0 InputLayer (None, 5, 3), 1 Masking, 2 SimpleRNN(4), 3 Bidirectional, 4 RNN, 5 Dense.
@@ -370,6 +382,7 @@ MODELS = {
         f"at most {build.MAX_LAYERS}",
     ),
     "nested too deeply": (wrapped(50), "deep"),
+    "doubled at every level": (doubled(12), "cannot lie inside"),
 }
 
 

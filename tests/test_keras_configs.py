@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from keras import layers
 from keras_models import MARKS, lenient, randomised, reals  # noqa: F401 - the fixture is used by every test
 
 import flax_srnn
-from flax_srnn import initializers, regularizers
+from flax_srnn import activations, constraints, initializers, regularizers
 from flax_srnn.interop.keras import from_config, from_keras, to_config
 
 pytestmark = MARKS
@@ -176,6 +177,58 @@ CELL = config_of("SimpleRNNCell")
 def test_configurations_that_cannot_be_represented(config, match):
     with pytest.raises(ValueError, match=match):
         from_config(config)
+
+
+def nested(depth, wrap, inner):
+    for _ in range(depth):
+        inner = wrap(inner)
+    return inner
+
+
+NESTED = {
+    "Bidirectional": (nested(1000, lambda c: config_of("Bidirectional", layer=c), config_of()), 2002),
+    "RNN": (nested(1000, lambda c: {"class_name": "RNN", "config": {"cell": c}}, CELL), 2002),
+    "StackedRNNCells": (nested(60, lambda c: {"class_name": "StackedRNNCells", "config": {"cells": [c]}}, CELL), 182),
+    "TimeDistributed": (nested(50, lambda c: config_of("TimeDistributed", layer=c), config_of()), 102),
+    "a list": (nested(1000, lambda c: [c], 0), 1000),
+    **{
+        argument: (config_of(**{argument: nested(5000, lambda c: {"config": c}, 1)}), 5002)
+        for argument in ("activation", "kernel_initializer", "bias_regularizer", "units", "name", "dtype", "unknown")
+    },
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_configurations_nested_too_deeply(name):
+    """None reaches the recursion limit, neither when it is read nor when a message shows it."""
+    config, depth = NESTED[name]
+    with pytest.raises(ValueError, match=f"`config` is nested {depth} deep; at most 100 is read"):
+        from_config(config)
+
+
+def test_nesting_is_counted_by_the_longest_way():
+    """Each part is looked at once a level, however often it is shared. The limit itself is read."""
+    shared = nested(98, lambda c: [c, c], 1)
+    for config, match in [
+        (config_of(kernel_regularizer=nested(98, lambda c: [c], 1)), "must be a Keras name"),
+        (config_of(kernel_regularizer=nested(99, lambda c: [c], 1)), "nested 101 deep"),
+        (config_of(kernel_regularizer=[shared, [[shared]]]), "nested 103 deep"),
+        (FrozenDict(config_of(kernel_regularizer=nested(20, lambda c: {"config": c}, 1))), "kernel_regularizer"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            from_config(config)
+    endless = config_of("Bidirectional")
+    endless["config"]["layer"] = endless
+    with pytest.raises(ValueError, match="`config` contains itself"):
+        from_config(endless)
+
+
+@pytest.mark.parametrize("module", [activations, initializers, regularizers, constraints])
+def test_identifiers_nested_too_deeply(module):
+    kind = {"config": nested(1000, lambda c: {"config": c}, 1), "class_name": "Constant"}
+    for identifier, depth in [(kind, 1001), (kind["config"], 1000), (nested(1000, lambda c: [c], 1), 1000)]:
+        with pytest.raises(ValueError, match=f"`each` is nested {depth} deep; at most 100 is read"):
+            module.get(identifier, argument="each")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A model file is data from a stranger. Nothing in it is executed or unpickled: of a configuration only the classes and
 arguments below are understood, and arrays are only numbers. What is damaged, hostile or cannot be represented is a
-ValueError when it is read. The limits are the named constants of `reading` (sizes, archive members, JSON), `hdf5`
-(objects, nesting) and `build` (layers).
+ValueError when it is read. The limits are the named constants of `reading` (sizes, archive members), `hdf5` (objects,
+nesting), `identifiers` (nesting of configurations) and `build` (layers).
 
     read       .keras (Keras 3, tf.keras 2.12 and later), .weights.h5, legacy .h5 (of whole models and of weights)
     written    .weights.h5, which needs h5py: pip install 'flax-srnn[interop]'

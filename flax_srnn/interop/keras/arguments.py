@@ -66,7 +66,7 @@ class Arguments:
         return tuple(axis for axis in axes if axis is not None)
 
     def activation(self) -> Any:
-        return activation(self.take("activation"), self._keras_2)
+        return activation(self.take("activation"), self._keras_2, self.common["dtype"])
 
     def expect_nothing_left(self) -> None:
         for name, value in self._given.items():

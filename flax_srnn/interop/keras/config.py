@@ -7,7 +7,7 @@ wrote a configuration: the file says so, or else it is told by what Keras 3 alwa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,8 +27,9 @@ from flax_srnn import (
     initializers,
     regularizers,
 )
+from flax_srnn.interop.keras.structure import first_places
 
-__all__ = ["CLASSES", "activation", "cells_of", "dtypes_of", "from_config", "layer_from", "to_config"]
+__all__ = ["CLASSES", "activation", "cells_of", "configs_of", "dtypes_of", "from_config", "layer_from", "to_config"]
 
 CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (SimpleRNN, SimpleRNNCell, RNN, StackedRNNCells, Bidirectional)
@@ -56,10 +57,23 @@ def hard_sigmoid_2(x: jax.Array) -> jax.Array:
     return jnp.clip(0.2 * x + 0.5, 0, 1)
 
 
-def activation(identifier: Any, keras_2: bool) -> Any:
-    """The name of an activation, or the function where its name meant another one in tf.keras 2."""
-    name = activations.name(identifier)
-    return hard_sigmoid_2 if keras_2 and name == "hard_sigmoid" else name
+def activation(identifier: Any, keras_2: bool, dtype: Any) -> Any:
+    """An activation of a layer that computes in `dtype`, None being float32.
+
+    It is a name, or the function where it has settings, and where its name meant another one in tf.keras 2.
+    """
+    written = activations.to_config(identifier)
+    config = identifier.get("config") if isinstance(identifier, Mapping) else None
+    if isinstance(config, Mapping) and config.get("dtype") is not None:  # a layer, which casts to a dtype of its own
+        own, outer = dtypes_of(config["dtype"])["dtype"], jnp.dtype(jnp.float32 if dtype is None else dtype)
+        if own != outer:
+            raise ValueError(
+                f"`activation` is a layer that computes in {own}, inside one that computes in {outer}: this cannot be "
+                "represented, give both the same dtype."
+            )
+    if isinstance(written, Mapping):
+        return activations.get(written)
+    return hard_sigmoid_2 if keras_2 and written == "hard_sigmoid" else written
 
 
 def from_config(config: Mapping[str, Any]) -> nn.Module:
@@ -75,7 +89,8 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
 
     Raises:
       TypeError: `config` is no mapping.
-      ValueError: what cannot be represented: another class, a custom object, an unknown argument, a frozen layer.
+      ValueError: what cannot be represented: another class, a custom object, an unknown argument, a frozen layer; nested
+        deeper than `identifiers.MAX_CONFIG_DEPTH`.
 
     Source: Keras `Layer.from_config`, `keras.saving.deserialize_keras_object`.
 
@@ -83,6 +98,7 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
     >>> type(layer).__name__, layer.units, layer.return_sequences
     ('SimpleRNN', 8, True)
     """
+    identifiers.check_depth(config, "config")
     return layer_from(config, None)
 
 
@@ -111,7 +127,7 @@ def layer_from(config: Mapping[str, Any], keras_2: bool | None) -> Any:
             raise ValueError(f"a {kind} has no argument {key!r} (here {value!r}); it has {', '.join(allowed)}.")
     dtypes = {} if policy is None else dtypes_of(policy)
     try:
-        arguments = {key: _read(key, given[key], fields[key], keras_2) for key in allowed if key in given}
+        arguments = {key: _read(key, given[key], fields[key], keras_2, dtypes) for key in allowed if key in given}
         if "units" in fields:
             return CLASSES[kind](**arguments, **dtypes, name=name)
         layer = CLASSES[kind](**_zeroed(arguments) if kind == "Bidirectional" else arguments, name=name)
@@ -122,12 +138,15 @@ def layer_from(config: Mapping[str, Any], keras_2: bool | None) -> Any:
     return layer
 
 
-def _read(key: str, value: Any, default: Any, keras_2: bool) -> Any:
+def _read(key: str, value: Any, default: Any, keras_2: bool, dtypes: Mapping[str, Any]) -> Any:
     """An argument of a layer. What equals the default becomes the default, so that equal layers compare so."""
     if key == "activation":
-        return activation(value, keras_2)
+        return activation(value, keras_2, dtypes.get("dtype"))
     if key == "cells":
-        return [layer_from(each, keras_2) for each in value]
+        cells: list[Any] = []
+        for i, first in enumerate(first_places(value)):
+            cells.append(cells[first] if first < i else layer_from(value[i], keras_2))
+        return cells
     if key in _LAYERS and value is not None:
         layer = layer_from(value, keras_2)
         # Keras makes an unnamed list of cells into a stack of its own.
@@ -173,8 +192,8 @@ def to_config(layer: nn.Module) -> dict[str, Any]:
         raise ValueError(
             f"the cells of a {kind} must have one `dtype` and `param_dtype` in Keras, got {sorted(map(str, policies))}."
         )
-    if policies != {None}:
-        config["dtype"] = _serialised("keras", "DTypePolicy", {"name": policies.pop()})
+    policy = {} if policies == {None} else {"dtype": _serialised("keras", "DTypePolicy", {"name": policies.pop()})}
+    config |= policy
     for field in dataclasses.fields(layer):
         key, value = field.name, getattr(layer, field.name)
         if key not in _KERAS + _APART and value != field.default:
@@ -183,15 +202,17 @@ def to_config(layer: nn.Module) -> dict[str, Any]:
             )
         if key in _KERAS and not (value is None and key in _OPTIONAL.get(kind, ())):
             config[key] = _write(key, value)
+    if isinstance(config.get("activation"), dict):  # a layer, which Keras would give its default dtype
+        config["activation"]["config"] |= policy
     return _serialised("keras.layers", kind, config)
 
 
 def _write(key: str, value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if key == "activation":
-        return activations.name(value)
+        return activations.to_config(value)
     if key == "cells":
-        return [to_config(cell) for cell in value]
+        return configs_of(value, to_config)
     if key in _LAYERS:
         return to_config(StackedRNNCells(value) if isinstance(value, (list, tuple)) else value)
     if key == "unroll" and not isinstance(value, bool):
@@ -220,9 +241,10 @@ def dtypes_of(policy: Any) -> dict[str, Any]:
 
 
 def _policy(dtype: Any, param_dtype: Any) -> str | None:
+    param_dtype = jnp.dtype(param_dtype)
     if dtype is None and param_dtype == jnp.float32:
         return None
-    if dtype is not None and jnp.dtype(dtype) == jnp.dtype(param_dtype):
+    if dtype is not None and jnp.dtype(dtype) == param_dtype:
         return jnp.dtype(dtype).name
     if dtype is not None and jnp.dtype(dtype).itemsize == 2 and param_dtype == jnp.float32:
         return f"mixed_{jnp.dtype(dtype).name}"
@@ -238,6 +260,13 @@ def _policies(layer: Any) -> set[str | None]:
     else:
         inside = cells_of(layer)
     return set().union(*map(_policies, inside))
+
+
+def configs_of(cells: Sequence[Any], config_of: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The configurations of cells; those of one that is there twice say so, as Keras's do."""
+    places = [id(cell) for cell in cells]
+    shared = [{"shared_object_id": place} if places.count(place) > 1 else {} for place in places]
+    return [config_of(cell) | note for cell, note in zip(cells, shared, strict=True)]
 
 
 def cells_of(layer: RNN | StackedRNNCells) -> list[Any]:

@@ -16,7 +16,7 @@ from flax.core import meta
 
 from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, atomic
 from flax_srnn.interop.keras import build, model_files, reading, structure, weights
-from flax_srnn.interop.keras.config import cells_of
+from flax_srnn.interop.keras.config import cells_of, configs_of
 from flax_srnn.interop.keras.model import Sequential
 from flax_srnn.layers import states
 
@@ -60,7 +60,9 @@ def load_weights(path: AnyPath) -> dict[str, Any]:
 
     Returns:
       `{layer name: params}` of the layers that have arrays. A SimpleRNN, or an RNN of one cell: `{"kernel",
-      "recurrent_kernel", "bias"}`; an RNN of several: `{"cells_0": params, "cells_1": params, …}`; a Bidirectional:
+      "recurrent_kernel", "bias"}`; an RNN of several: `{"cells_0": params, "cells_1": params, …}`, where a cell that stands twice
+      has the place where it stands first (a `.weights.h5` file does not tell `RNN([cell, cell])` from an RNN of one cell, and is
+      read as the latter); a Bidirectional:
       `{"forward_layer": params, "backward_layer": params}`: each is `variables["params"]` of that layer here. A nested model:
       such a mapping itself. Dense `{"kernel", "bias"}`, also inside TimeDistributed; Embedding `{"embedding"}`;
       LayerNormalization `{"scale", "bias"}`; BatchNormalization also `{"mean", "var"}`.
@@ -222,7 +224,7 @@ def _outline(layer: Any) -> dict[str, Any]:
         backward = None if layer.backward_layer is None else _outline(layer.backward_layer)
         config: dict[str, Any] = {"layer": _outline(layer.layer), "backward_layer": backward}
     elif isinstance(layer, RNN):
-        cells = [_outline(cell) for cell in cells_of(layer)]
+        cells = configs_of(cells_of(layer), _outline)
         alone = isinstance(layer.cell, SimpleRNNCell)
         config = {"cell": cells[0] if alone else {"class_name": "StackedRNNCells", "config": {"cells": cells}}}
     else:

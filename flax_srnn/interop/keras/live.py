@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_srnn import SimpleRNNCell, StackedRNNCells
+from flax_srnn import SimpleRNNCell, StackedRNNCells, identifiers
 from flax_srnn.interop.keras import structure, weights
 from flax_srnn.interop.keras.config import layer_from
 from flax_srnn.layers import states
@@ -38,7 +38,8 @@ def from_keras(layer: Any) -> tuple[nn.Module, dict[str, Any]]:
     kind = type(layer)
     if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
         raise TypeError(f"`layer` must be a Keras layer, got {layer!r}.")
-    config = {"class_name": kind.__name__, "module": kind.__module__, "config": _with_seeds(layer, layer.get_config())}
+    config = {"class_name": kind.__name__, "module": kind.__module__, "config": _completed(layer, layer.get_config())}
+    identifiers.check_depth(config, "layer")
     converted = layer_from(config, None)
     if isinstance(converted, (SimpleRNNCell, StackedRNNCells)):
         raise ValueError(f"`layer` must be a layer over time, got the cell {kind.__name__}: wrap it in an RNN.")
@@ -55,13 +56,18 @@ def from_keras(layer: Any) -> tuple[nn.Module, dict[str, Any]]:
     return converted, variables
 
 
-def _with_seeds(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the dropout seeds that Keras's SimpleRNN does not write."""
+def _completed(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with what Keras does not write: the dropout seeds of a SimpleRNN, and which cells are the same."""
     for attribute, key in (("forward_layer", "layer"), ("backward_layer", "backward_layer")):
         if hasattr(layer, attribute) and isinstance(config.get(key), Mapping):
             inner = config[key]
-            config = {**config, key: {**inner, "config": _with_seeds(getattr(layer, attribute), inner["config"])}}
-    seed = getattr(getattr(layer, "cell", None), "seed", None)
+            config = {**config, key: {**inner, "config": _completed(getattr(layer, attribute), inner["config"])}}
+    cell = getattr(layer, "cell", None)
+    if cells := getattr(cell, "cells", None):
+        stack = config["cell"]["config"]
+        noted = [{**each, "shared_object_id": id(live)} for each, live in zip(stack["cells"], cells, strict=True)]
+        config = {**config, "cell": {**config["cell"], "config": {**stack, "cells": noted}}}
+    seed = getattr(cell, "seed", None)
     return {**config, "seed": seed} if "units" in config and seed is not None else config
 
 

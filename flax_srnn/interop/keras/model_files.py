@@ -43,11 +43,30 @@ def open_model(path: str | os.PathLike[str]) -> Opened:
         stored = root.group("model_weights")
         if stored is None:
             raise ValueError("has a model's configuration and no 'model_weights'.")
+        config = _with_shared_cells(config)
         version = "".join(root.strings("keras_version")) if "keras_version" in root else None
         return Opened(config, version, functools.partial(_legacy_arrays, stored))
     if "layer_names" in root or "layer_names0" in root:
         return Opened(None, None, functools.partial(_legacy_arrays, root))
     return Opened(None, None, functools.partial(_group_arrays, root))
+
+
+def _with_shared_cells(config: Any) -> Any:
+    """The configuration in a legacy file, which does not say that a cell is twice in a stack, with Keras's note of it.
+
+    Cells of one name in a stack are the same: the arrays of two would have the same names, which no such file can hold.
+    """
+    if isinstance(config, list):
+        return [_with_shared_cells(each) for each in config]
+    if not isinstance(config, Mapping):
+        return config
+    config = {key: _with_shared_cells(value) for key, value in config.items()}
+    if config.get("class_name") == "StackedRNNCells":
+        cells = structure.parse(config)[1].get("cells")
+        for cell in cells if isinstance(cells, list) else ():
+            _, given = structure.parse(cell)
+            cell.setdefault("shared_object_id", given.get("name"))
+    return config
 
 
 def _open_archive(archive: zipfile.ZipFile) -> Opened:

@@ -17,8 +17,10 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from flax_srnn.identifiers import MAX_CONFIG_DEPTH
+
 __all__ = [
-    "MAX_COMPRESSION_RATIO", "MAX_FILE_BYTES", "MAX_JSON_BYTES", "MAX_JSON_DEPTH", "MAX_MEMBERS",
+    "MAX_COMPRESSION_RATIO", "MAX_FILE_BYTES", "MAX_JSON_BYTES", "MAX_MEMBERS",
     "blaming", "read_archive", "read_file", "read_json", "read_member",
 ]  # fmt: skip
 
@@ -26,7 +28,6 @@ MAX_FILE_BYTES = 4 * 2**30
 MAX_MEMBERS = 1000  # of an archive; Keras writes three, and a few assets
 MAX_COMPRESSION_RATIO = 100  # above the first MiB; Keras does not compress at all
 MAX_JSON_BYTES = 16 * 2**20
-MAX_JSON_DEPTH = 100
 
 _CENTRAL_DIRECTORY_ENTRY = b"PK\x01\x02"
 _ENCRYPTED = 0x1
@@ -117,8 +118,8 @@ def read_json(text: bytes | str) -> dict[str, Any]:
         for token in re.finditer(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', text, re.DOTALL):
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
             deepest = max(deepest, depth)
-        if deepest > MAX_JSON_DEPTH:
-            raise ValueError(f"nested {deepest} deep; at most {MAX_JSON_DEPTH} is read.")
+        if deepest > MAX_CONFIG_DEPTH:
+            raise ValueError(f"nested {deepest} deep; at most {MAX_CONFIG_DEPTH} is read.")
         value = json.loads(text)
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError too
         raise ValueError(f"the JSON is damaged: {error}") from error

@@ -17,7 +17,8 @@ from flax_srnn.interop.keras.hdf5 import MAX_DEPTH, Dataset, Group, Node
 
 __all__ = [
     "ARRAYS", "MODELS", "NO_LAYERS", "Array", "Layer", "Path", "Slot",
-    "array_name", "from_config", "from_group", "group_names", "join", "parse", "slots", "slots_named", "trainable_first",
+    "array_name", "first_places", "from_config", "from_group", "group_names", "join", "parse", "slots", "slots_named",
+    "trainable_first",
 ]  # fmt: skip
 
 Path = tuple[str, ...]
@@ -66,6 +67,10 @@ _LISTS = ("layers", "cells", "_layer_checkpoint_dependencies")
 _INNER = {"cell": "SimpleRNNCell", "layer": "Dense"}
 _DIRECTIONS = ("forward_layer", "backward_layer")
 NO_LAYERS = ("vars", "seed_generator", "optimizer", "metrics")
+# What may lie directly inside, of the classes that hold others. A Bidirectional has its layer twice: one in the other, thirty
+# deep, would be a billion layers.
+_HOLDERS = (*MODELS, "SimpleRNN", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed")
+_INSIDE = {"Bidirectional": ("SimpleRNN", "RNN"), "RNN": ("StackedRNNCells",), "StackedRNNCells": ("StackedRNNCells",)}
 
 
 class Layer(NamedTuple):
@@ -121,7 +126,8 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     """The layer or model with this Keras configuration. A class that is not known here has no arrays.
 
     Raises:
-      ValueError: a part of it is no configuration of a layer; two layers of a model have the same name.
+      ValueError: a part of it is no configuration of a layer; two layers of a model have the same name; a layer cannot lie
+        inside that one.
     """
     kind, arguments = parse(config)
     children: Iterable[Layer] = ()
@@ -135,7 +141,8 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     elif kind == "StackedRNNCells":
         cells = _entry(arguments, "cells", list, kind)
         groups = group_names([parse(each)[0] for each in cells])
-        children = [from_config(cells[i], _cell_key(i, len(cells)), f"cells/{place}") for i, place in enumerate(groups)]
+        own = sorted(set(first_places(cells)))
+        children = [from_config(cells[i], _cell_key(i, len(cells)), f"cells/{groups[i]}") for i in own]
     elif kind == "Bidirectional":
         forward = _entry(arguments, "layer", Mapping, kind)
         both = (forward, arguments.get("backward_layer") or forward)
@@ -143,14 +150,24 @@ def from_config(config: Any, key: str = "", group: str = "") -> Layer:
     elif kind in ("RNN", "TimeDistributed"):
         attribute = "cell" if kind == "RNN" else "layer"
         children = [from_config(_entry(arguments, attribute, Mapping, kind), "", attribute)]
+    children = tuple(children)
+    for child in children:
+        if child.kind in _HOLDERS and child.kind not in _INSIDE.get(kind, _HOLDERS):
+            raise ValueError(f"a {child.kind} cannot lie inside a {kind}.")
     arrays = tuple(each for each in ARRAYS.get(kind, ()) if not each.switch or arguments.get(each.switch, True))
-    return Layer(kind, key, group, arrays, tuple(children), bool(arguments.get("trainable", True)))
+    return Layer(kind, key, group, arrays, children, bool(arguments.get("trainable", True)))
 
 
 def cell(use_bias: bool) -> Layer:
     """The one cell of a SimpleRNN, or of an RNN around one."""
     arrays = ARRAYS["SimpleRNNCell"]
     return Layer("SimpleRNNCell", "", "cell", arrays if use_bias else arrays[:-1])
+
+
+def first_places(cells: Sequence[Any]) -> list[int]:
+    """Where in a stack each cell stands first: one that is there twice has one set of arrays, and its place's names."""
+    objects = [cell.get("shared_object_id") if isinstance(cell, Mapping) else None for cell in cells]
+    return [i if each is None else objects.index(each) for i, each in enumerate(objects)]
 
 
 def _cell_key(number: int, count: int) -> str:
@@ -224,8 +241,11 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
     for name, node in inside.items():
         if name in _LISTS:
             several = _in_layer_order(_members(node, Group))
-            for i, (place, each) in enumerate(several):
-                own = _cell_key(i, len(several)) if name == "cells" else _own_name(each)
+            # Keras counts a cell that stands in a stack twice each time, and writes it once.
+            counters = [_stem(place)[1] for place, _ in several]
+            places = counters if len(set(counters)) == len(counters) else range(len(counters))
+            for i, (place, each) in zip(places, several, strict=True):
+                own = _cell_key(i, max(places) + 1) if name == "cells" else _own_name(each)
                 children.append(from_group(each, own, f"{name}/{place}"))
         elif name in _INNER and path:
             children.append(from_group(node, "", name, _INNER[name]))
