@@ -94,6 +94,7 @@ TORCH = ("test_interop_torch.py::test_reads_numpy_arrays_under_torch_names",)
 HAIKU = ("test_interop_flax.py::test_haiku_vanilla_rnn",)
 KERAS = ("test_interop_keras.py::test_predictions_equal_those_of_keras",)
 KERAS_FILES = ("test_keras_weights.py::test_load_weights_of_every_format",)
+SHARED = ("test_lifted.py::test_a_shared_cell_has_one_set_of_parameters",)
 KERAS_LIVE = ("test_keras_configs.py::test_live_layers",)
 
 # --- the faults, from the ground up ------------------------------------------------------------------------------------
@@ -900,7 +901,105 @@ OF_LINEN = [
         "linen/sown.py",
         "all(\n            _at(scope, place) is first.get(place) for scope, first in scopes\n        )",
         "not any(scope.path for scope, _ in scopes) and all(\n            _at(scope, place) is first.get(place) for scope, first in scopes\n        )",
-        ("test_lifted.py::test_penalties_of_an_earlier_pass_are_forgotten",),
+        ("test_lifted.py::test_penalties_add_up_over_the_calls_of_a_pass",),
+    ),
+    Mutation(
+        "linen-shared-cell-copied",
+        "linen/cells.py",
+        "if _is_of_owner(owner, module) or _is_made_on_the_spot(module):",
+        "if True:",
+        SHARED,
+    ),
+    Mutation(
+        "linen-cell-made-on-the-spot-stays-with-the-model",
+        "linen/cells.py",
+        "_is_of_owner(owner, module) or _is_made_on_the_spot(module)",
+        "_is_of_owner(owner, module)",
+        ("test_layers.py::test_layers_made_inside_compact",),
+    ),
+    Mutation(
+        "linen-used-cell-moved",
+        "linen/cells.py",
+        "and module._state.setup_called is SetupState.NEW",
+        "",
+        SHARED,
+    ),
+    Mutation(
+        "linen-cell-listed-twice-copied",
+        "linen/cells.py",
+        "if id(each) not in bound:",
+        "if True:",
+        ("test_lifted.py::test_a_cell_that_is_listed_twice_has_one_place",),
+    ),
+    Mutation(
+        "linen-backward-copy-shares-the-cells",
+        "linen/layers.py",
+        '"_deep_clone": True, ',
+        "",
+        ("test_lifted.py::test_both_directions_around_a_layer_that_the_model_shares",),
+    ),
+    Mutation(
+        "linen-keywords-dropped-by-vmap",
+        "linen/cells.py",
+        'if hasattr(call, "__wrapped__"):',
+        "if False:",
+        ("test_lifted.py::test_vmap_hands_on_what_is_given_by_name",),
+    ),
+    Mutation(
+        "traced-training-drops-always",
+        "layers/driving.py",
+        "if dropout.training is not True:",
+        "if False:",
+        ("test_lifted.py::test_training_may_be_traced",),
+    ),
+    Mutation(
+        "linen-restored-form-not-kept",
+        "linen/layers.py",
+        "if recorded is not None:",
+        "if False:",
+        ("test_states.py::test_states_restored_without_a_target",),
+    ),
+    Mutation(
+        "states-restored-in-the-order-of-text",
+        "layers/states.py",
+        "numbers.get(str(i)) for i in range(len(node))",
+        "numbers.get(str(i)) for i in sorted(range(len(node)), key=str)",
+        ("test_states.py::test_states_restored_without_a_target",),
+    ),
+    Mutation(
+        "lengths-in-their-own-dtype",
+        "validation.py",
+        "return result.astype(jnp.int32)",
+        "return result",
+        ("test_simple_rnn.py::test_lengths_of_any_integer_dtype",),
+    ),
+    Mutation(
+        "nnx-public-helpers",
+        "nnx/cells.py",
+        "inspect.unwrap(type(cell).initialize_carry)",
+        "type(cell).initialize_carry",
+        ("test_nnx_programs.py::test_tables",),
+    ),
+    Mutation(
+        "nnx-first-call-inside-a-scan",
+        "nnx/layers.py",
+        "if self.states is None and (transform := _fixed_structure(new)):",
+        "if transform := '':",
+        ("test_nnx_programs.py::test_a_fresh_layer_is_scanned",),
+    ),
+    Mutation(
+        "nnx-states-not-restored",
+        "nnx/layers.py",
+        'if name == "states" and isinstance(value, Mapping):',
+        "if False:",
+        ("test_nnx_programs.py::test_a_fresh_layer_is_restored",),
+    ),
+    Mutation(
+        "penalties-in-half-precision",
+        "layers/options.py",
+        "penalty.astype(at_least_float32(penalty.dtype)) for penalty in penalties",
+        "penalty for penalty in penalties",
+        ("test_dtypes.py::test_penalties_under_strict_promotion",),
     ),
     Mutation(
         "linen-seed-wins-over-the-stream",
@@ -960,7 +1059,7 @@ OF_NNX = [
     Mutation(
         "nnx-activity-of-the-last-call-only",
         "nnx/layers.py",
-        "options.total([self.activity_loss[...], done.activity_penalty])",
+        "options.total([earlier, done.activity_penalty])",
         "done.activity_penalty",
         NNX_PENALTIES,
     ),

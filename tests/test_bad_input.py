@@ -675,6 +675,27 @@ def test_unusual_but_right(unusual, usual):
     np.testing.assert_array_equal(call(**unusual), call(**usual))
 
 
+class Frame:
+    """As a pandas DataFrame or a torch tensor: no array, but NumPy reads it as one."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        if self.values is None:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        return np.asarray(self.values, dtype)
+
+
+def test_what_numpy_reads_as_numbers():
+    used = {"mask": MASK, "seq_lengths": np.array([2, 5]), "initial_state": H}
+    framed = {name: Frame(value) for name, value in used.items()}
+    np.testing.assert_array_equal(call(Frame(X), **framed), call(X, **used))
+    for value, got in (([["a"] * 3] * 5, "<U1"), ([[None] * 3] * 5, "object"), (None, "Frame"), (X + 0j, "complex")):
+        with pytest.raises(TypeError, match=f"`inputs`.*({got}|Frame)"):
+            call(Frame(value))
+
+
 def test_integers_given_as_arrays_leave_a_layer_hashable():
     assert hash(SimpleRNN(np.array(4), unroll=jnp.array(2))) == hash(SimpleRNN(4, unroll=2))
     assert SimpleRNN(np.array(4), seed=np.array(1)) == SimpleRNN(4, seed=1)

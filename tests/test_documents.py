@@ -95,7 +95,7 @@ def test_documented_attributes_and_method(inputs):
         assert hasattr(bound, name)
     (state,) = bound.states
     assert state.shape == (32, 4)
-    assert list(inspect.signature(SimpleRNN.reset_states).parameters) == ["self", "variables", "states"]
+    assert list(inspect.signature(SimpleRNN.reset_states).parameters) == ["self", "variables", "states", "batch_size"]
 
 
 def test_examples_of_simple_rnn(inputs):

@@ -5,11 +5,13 @@ import itertools
 import re
 
 import cases
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from flax import nnx
 
 from flax_srnn import (
     RNN,
@@ -21,8 +23,10 @@ from flax_srnn import (
     StackedRNNCells,
     cell_step,
     init_params,
+    regularization_loss,
     simple_rnn,
 )
+from flax_srnn import nnx as fnnx
 
 pytestmark = pytest.mark.usefixtures("x64")
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -217,3 +221,36 @@ def test_layers_under_strict_promotion(dtype):
         ):
             keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
             jax.eval_shape(functools.partial(layer.init_with_output, training=True, mask=mask), keys, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_penalties_under_strict_promotion(dtype):
+    """Those of half precision are added up in float32, in both families, over several calls and layers of other dtypes."""
+    asked = {"kernel_regularizer": "l1_l2", "bias_regularizer": "l1", "activity_regularizer": "l2"}
+    x, y = jnp.ones((2, 5, 3), dtype), jnp.ones((2, 5, 3), jnp.float32)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, y):
+            layer = SimpleRNN(4, param_dtype=dtype, **asked, name="any")
+            mixed = SimpleRNN(4, dtype=dtype, **asked, recurrent_regularizer="orthogonal_regularizer", name="mixed")
+            other = SimpleRNN(4, **asked, name="other")
+            return layer(x), layer(2 * x), mixed(y), other(y)
+
+    model = Model()
+    with jax.numpy_dtype_promotion("strict"):
+        variables = model.init(jax.random.key(0), x, y)
+        _, sown = model.apply(variables, x, y, mutable=["losses"])
+        loss = regularization_loss(sown)
+        rngs = nnx.Rngs(0)
+        layer = fnnx.SimpleRNN(3, 4, param_dtype=dtype, **asked, rngs=rngs)
+        mixed = fnnx.SimpleRNN(3, 4, dtype=dtype, **asked, recurrent_regularizer="orthogonal_regularizer", rngs=rngs)
+        other = fnnx.SimpleRNN(3, 4, **asked, rngs=rngs)
+        for one, place in ((layer, "any"), (mixed, "mixed"), (other, "other")):
+            fnnx.from_linen(one, variables["params"][place])
+        layer(x), layer(2 * x), mixed(y), other(y)
+        live = fnnx.regularization_loss(nnx.List([layer, mixed, other]))
+    assert loss.dtype == jnp.promote_types(dtype, jnp.float32)
+    np.testing.assert_allclose(live, loss, rtol=1e-5)
+    full = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), sown["losses"])
+    np.testing.assert_allclose(loss, sum(jax.tree.leaves(full)), rtol=1e-6)

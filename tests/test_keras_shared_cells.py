@@ -12,7 +12,6 @@ from keras import layers
 from keras.src.saving.serialization_lib import ObjectSharingScope
 from keras_models import MARKS, F, T, lenient, randomised, real_input, reals  # noqa: F401 - a fixture
 
-import flax_srnn
 from flax_srnn import simple_rnn
 from flax_srnn.interop.keras import from_config, from_keras, load_model, load_weights, save_weights, to_config
 
@@ -112,13 +111,6 @@ def test_only_what_keras_notes_is_shared():
     np.testing.assert_allclose(layer.apply(variables, reals()), model(reals()), atol=1e-6)
 
 
-def shares():
-    cell = flax_srnn.SimpleRNNCell(F)
-    made = jax.eval_shape(flax_srnn.RNN([cell, cell]).init, jax.random.key(0), jnp.ones((1, T, F)))
-    return list(made["params"]) == ["cells_0"]
-
-
-@pytest.mark.skipif(not shares(), reason="a layer here gives a cell that stands twice two sets of parameters")
 @pytest.mark.parametrize("name", STACKS)
 def test_models(name, tmp_path):
     model = model_of(name)

@@ -10,7 +10,7 @@ import pytest
 import reference
 from programs import call, values
 
-from flax_srnn import Scan, cell_step, compute_mask, simple_rnn
+from flax_srnn import Scan, cell_step, compute_mask, simple_rnn, truncated_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
@@ -223,3 +223,27 @@ def test_rows_without_a_used_step(go_backwards, implementation):
     for row in (1, 2):
         np.testing.assert_array_equal(final[row], h0[row])
         np.testing.assert_array_equal(outputs[row], np.broadcast_to(h0[row], (7, 4)))
+
+
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+@both
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_lengths_of_any_integer_dtype(dtype, implementation):
+    """Also where the number of steps does not fit it."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(2, 3)), "recurrent_kernel": rng.normal(size=(3, 3)) / 3}
+    steps = 300 if np.iinfo(dtype).max < 300 else 40
+    x = rng.normal(size=(3, steps, 2)).astype(np.float32)
+    lengths = np.array([0, 30, min(steps, np.iinfo(dtype).max)])
+    given = lengths.astype(dtype)
+    call = functools.partial(simple_rnn, params, x, implementation=implementation)
+    expected = call(mask=np.arange(steps) < lengths[:, None])
+    for value in (given, jnp.asarray(given), list(given)):
+        for actual, right in zip(call(seq_lengths=value), expected, strict=True):
+            np.testing.assert_array_equal(actual, right)
+    traced = jax.jit(lambda lengths: call(seq_lengths=lengths))(given)
+    np.testing.assert_allclose(traced[1], expected[1], atol=1e-6)
+    pieces = truncated_rnn(params, x, 7, seq_lengths=given, implementation=implementation)
+    np.testing.assert_allclose(pieces[1], expected[1], atol=1e-5)

@@ -347,6 +347,35 @@ def test_reset_states_of_both_directions():
         layer.reset_states(fresh, states[:2])
 
 
+@every
+def test_states_for_another_batch(layer):
+    """Trained with one batch, sampled with another."""
+    x = laid_out(layer)
+    variables, one = drawn(layer, x), x[:, :1] if layer.time_major else x[:1]
+    with pytest.raises(ValueError, match=r"`inputs` has the batch shape \(1,\).*reset_states\(batch_size=1\)"):
+        layer.apply(variables, one, mutable=["carry"])
+    fresh = layer.reset_states(variables, batch_size=1)
+    expected = run(stateless(layer), {"params": variables["params"]}, one)[0]
+    check(output(layer, fresh, one), expected)
+    check_tree(layer.reset_states({"params": variables["params"]}, batch_size=(1,)), fresh, same)
+    given = jax.tree.map(lambda leaf: leaf[:1], variables["carry"]["states"])
+    check_tree(layer.reset_states(variables, given, batch_size=1)["carry"]["states"], given, same)
+
+
+def test_batch_sizes():
+    both = Bidirectional(MIXED)
+    fresh = both.reset_states({}, batch_size=(3, 2))
+    assert {leaf.shape for leaf in jax.tree.leaves(fresh)} == {(3, 2, U), (3, 2, 2)}
+    assert sorted(fresh["carry"]) == ["backward_layer", "forward_layer"]
+    for wrong, error in (("two", TypeError), (-1, ValueError), (True, TypeError), (2.0, TypeError)):
+        with pytest.raises(error, match="`batch_size`"):
+            LAYER.reset_states({}, batch_size=wrong)
+    with pytest.raises(AttributeError, match="must be stateful"):
+        SimpleRNN(U).reset_states({}, batch_size=2)
+    with pytest.raises(TypeError, match="`variables`"):
+        LAYER.reset_states(None, batch_size=2)
+
+
 def test_the_three_errors():
     """As tf.keras 2.15 documents them."""
     variables = drawn(LAYER, X)
@@ -383,6 +412,55 @@ def test_checkpoint_resumes_in_the_middle_of_a_sequence(layer):
     restored = flax.serialization.from_bytes(begin(layer), data)
     check_tree(restored, variables, same)
     same(output(layer, restored, X[:, 3:]), output(layer, variables, X[:, 3:]))
+
+
+MANY = RNN([SimpleRNNCell(U, name=f"c{i}") for i in range(11)], stateful=True)
+
+
+@pytest.mark.parametrize("form", ["lists", "dicts"])
+@pytest.mark.parametrize("layer", [LAYER, MIXED, Bidirectional(LAYER), MANY], ids=["SimpleRNN", "LSTM", "both", "many"])
+def test_states_restored_without_a_target(layer, form):
+    """Orbax brings tuples back as lists, msgpack as dicts: what is returned has the form that was given."""
+    variables = drawn(layer, X)
+    if form == "lists":
+        restored = {
+            **variables,
+            "carry": jax.tree.map(listed, variables["carry"], is_leaf=lambda x: isinstance(x, tuple)),
+        }
+    else:
+        restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(variables))
+    assert jax.tree.structure(restored) != jax.tree.structure(variables)
+    expected, updated = run_and_record(layer, variables, X)
+
+    def body(carry, x):
+        y, new = layer.apply({**restored, "carry": carry}, x, mutable=["carry"])
+        return new["carry"], y
+
+    final, outputs = jax.jit(lambda carry: jax.lax.scan(body, carry, np.stack([X])))(restored["carry"])
+    check(outputs[0], expected)
+    assert jax.tree.structure(final) == jax.tree.structure(restored["carry"])
+    check(tuples(final), updated["carry"])
+    fresh = layer.reset_states(restored)
+    assert jax.tree.structure(fresh) == jax.tree.structure(restored)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(fresh["carry"]))
+    given = layer.reset_states(restored, variables["carry"])["carry"]
+    check_tree(given, restored["carry"], same)
+
+
+def listed(tree):
+    return [listed(leaf) for leaf in tree] if isinstance(tree, tuple) else tree
+
+
+def tuples(tree):
+    """What was saved."""
+    if isinstance(tree, dict):
+        in_order = [tree.get(str(i)) for i in range(len(tree))]
+        return (
+            {k: tuples(v) for k, v in tree.items()}
+            if any(leaf is None for leaf in in_order)
+            else tuple(map(tuples, in_order))
+        )
+    return tuple(map(tuples, tree)) if isinstance(tree, list) else tree
 
 
 def test_mask_and_state_work_together_over_pieces():

@@ -93,7 +93,7 @@ def _given(recorded: Any, states: Any, path: tuple[str, ...]) -> Any:
                 f"`states`: the layer expects {len(inside)} states at {place}, but it received {len(entries)}."
             )
         pairs = enumerate(zip(inside, entries, strict=True))
-        return in_form_of(recorded, tuple(_given(r, s, (*path, str(i))) for i, (r, s) in pairs))
+        return _like(recorded, [_given(r, s, (*path, str(i))) for i, (r, s) in pairs])
     if isinstance(recorded, Mapping):
         if not isinstance(states, Mapping) or set(states) != set(recorded):
             got = sorted(map(str, states)) if isinstance(states, Mapping) else validation.describe(states)
@@ -134,8 +134,12 @@ def in_form_of(form: Any, new: Any) -> Any:
     """The new state, made of tuples, in the form that the old one was given in: so it can be carried through `lax.scan`."""
     inside = _entries(form)
     if inside is not None:
-        inner = [in_form_of(old, value) for old, value in zip(inside, new, strict=True)]
-        if isinstance(form, Mapping):
-            return {key: inner[int(key)] for key in form}
-        return inner if isinstance(form, list) else type(new)(*inner) if hasattr(new, "_fields") else tuple(inner)
+        return _like(form, [in_form_of(old, value) for old, value in zip(inside, new, strict=True)])
     return {key: in_form_of(form[key], new[key]) for key in form} if isinstance(form, Mapping) else new
+
+
+def _like(form: Any, entries: list[Any]) -> Any:
+    """The entries, in order, as what `_entries` took apart."""
+    if isinstance(form, Mapping):
+        return {key: entries[int(key)] for key in form}
+    return type(form)(*entries) if hasattr(form, "_fields") else type(form)(entries)

@@ -35,7 +35,7 @@ def sow(module: nn.Module, penalties: Mapping[str, jax.Array | None]) -> None:
     for name, value in penalties.items():
         if value is not None:
             reduce = _sum if name == "activity_regularizer" else _latest
-            module.sow(COLLECTION, name, value, reduce_fn=reduce, init_fn=lambda: jnp.zeros(()))
+            module.sow(COLLECTION, name, value, reduce_fn=reduce, init_fn=lambda: jnp.zeros((), jnp.float32))
 
 
 def _sum(earlier: jax.Array, new: jax.Array) -> jax.Array:

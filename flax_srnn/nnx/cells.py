@@ -219,8 +219,19 @@ def in_training(training: Any) -> Any:
 
 def initial_state(cell: nnx.RNNCellBase, input_shape: tuple[int, ...]) -> Any:
     """What a cell starts from for inputs of `input_shape` (*batch, F)."""
-    # Without the wrapper that `nnx.tabulate` puts around it, which would trace the shape.
-    return inspect.unwrap(type(cell).initialize_carry)(cell, input_shape, nnx.Rngs(0))
+    # `nnx.tabulate` wraps every public method of the classes in a module: then the shape would be traced, and a stream of
+    # keys that is no part of the module cannot be called.
+    rngs: Any = _Keys() if hasattr(nnx.RngStream.__call__, "__wrapped__") else nnx.Rngs(0)
+    return inspect.unwrap(type(cell).initialize_carry)(cell, input_shape, rngs)
+
+
+class _Keys:
+    """As much of an `nnx.Rngs` as `initialize_carry` of NNX's own cells needs."""
+
+    def __call__(self) -> jax.Array:
+        return jax.random.key(0)
+
+    carry = __call__
 
 
 def drive_any(cell: nnx.RNNCellBase, training: Any, steps: Steps, start: Start) -> tuple[Any, Any, jax.Array]:

@@ -88,7 +88,8 @@ class Layer(Checked):
         if self.stateful:
             self._record(done.final_states)
         if done.activity_penalty is not None:
-            self.activity_loss[...] = options.total([self.activity_loss[...], done.activity_penalty])
+            earlier = self.activity_loss[...]
+            self.activity_loss[...] = options.total([earlier, done.activity_penalty]).astype(earlier.dtype)
         return done.returned
 
     def _cells(self) -> list[Any]:
