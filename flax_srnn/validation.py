@@ -412,10 +412,10 @@ def scalar(name: str, value: Any) -> jax.Array:
     return array(name, value)
 
 
-def unroll(value: Any) -> None:
+def unroll(value: Any) -> bool | int:
     """False, True, or the number of steps a loop iteration takes."""
     if isinstance(value, (bool, np.bool_)):
-        return
+        return bool(value)
     number = integer("unroll", value)
     if number is None:
         raise TypeError(
@@ -423,6 +423,7 @@ def unroll(value: Any) -> None:
         )
     if number <= 0:
         raise ValueError(f"`unroll` must be True, False or a positive integer (steps per iteration), got {value!r}.")
+    return number
 
 
 def unrollable(unroll: Any, steps: Any) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "check_options",
     "check_steps",
     "compute_mask",
+    "options_of",
     "pack",
     "run",
     "scan_cell",
@@ -231,12 +232,17 @@ def check(params: Any, inputs: Any, **keywords: Any) -> Call:
 
 def check_options(given: Mapping[str, Any]) -> Options:
     """`Options` as a user gave them."""
-    options = Options(**{**given, "implementation": implementations.get(given["implementation"])})
+    options = options_of(given)
     for field in dataclasses.fields(options):
         if isinstance(field.default, bool) and field.name != "unroll":
             validation.flag(field.name, getattr(options, field.name))
-    validation.unroll(options.unroll)
     return options
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """`Options` in the form that a program is compiled for, of values that were checked."""
+    implementation, unroll = implementations.get(given["implementation"]), validation.unroll(given["unroll"])
+    return Options(**{**given, "implementation": implementation, "unroll": unroll})
 
 
 def check_steps(inputs: Any, mask: Any, seq_lengths: Any, resets: Any, options: Options) -> Steps:

@@ -235,8 +235,7 @@ def seed_key(o: Any, path: tuple[str, ...]) -> jax.Array | None:
 
 def of_sequence(options: Any) -> sequence.Options:
     """What a layer's options, checked when it was made, say about processing a sequence."""
-    given = _of_sequence(options)
-    return sequence.Options(**{**given, "implementation": implementations.get(given["implementation"])})
+    return sequence.options_of(_of_sequence(options))
 
 
 def _of_sequence(options: Any) -> dict[str, Any]:
