@@ -56,6 +56,8 @@ SECOND = ("test_gradients.py::test_second_derivatives",)
 FORWARD_MODE = ("test_gradients.py::test_forward_mode_is_refused_by_name",)
 NAN_IN_MASKED = ("test_gradients.py::test_masked_steps_reach_nothing",)
 NAN_IN_LAYERS = ("test_gradients.py::test_masked_steps_reach_nothing_in_layers",)
+POISON = ("test_gradients.py::test_what_a_masked_step_computes_reaches_nothing",)
+POISON_IN_CELLS = ("test_gradients.py::test_what_a_masked_step_of_another_cell_computes_reaches_nothing",)
 RULES = ("test_identifiers.py::test_rule_from_output_is_the_gradient",)
 CHUNKED = ("test_chunked.py::test_values_and_gradients",)
 GIVING_UP = ("test_chunked.py::test_giving_up_is_seen_in_everything",)
@@ -567,8 +569,27 @@ OF_SEQUENCES = [
         ANY_CELL,
     ),
     Mutation(
-        "nan-of-a-masked-step-reaches-other-cells", SEQUENCE, "x = blanked(x, used)\n", "x = x * 1\n", NAN_IN_LAYERS
+        "nan-of-a-masked-step-reaches-other-cells",
+        SEQUENCE,
+        "x = blanked(x, used, HARMLESS)\n",
+        "x = x * 1\n",
+        NAN_IN_LAYERS,
     ),
+    Mutation(
+        "other-cells-compute-with-the-state-of-a-masked-step",
+        SEQUENCE,
+        "step(blanked(state, used, HARMLESS), x)",
+        "step(state, x)",
+        POISON_IN_CELLS,
+    ),
+    Mutation(
+        "what-a-masked-step-computes-reaches-the-plain-gradient",
+        LOOP,
+        "advance(sheltered(p.cell, used), h,",
+        "advance(p.cell, h,",
+        POISON,
+    ),
+    Mutation("a-masked-step-computes-with-zeros", CELL, "HARMLESS = 0.5", "HARMLESS = 0.0", POISON + POISON_IN_CELLS),
 ]
 
 OF_TRUNCATION = [

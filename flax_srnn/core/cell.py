@@ -22,7 +22,11 @@ from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
 
-__all__ = ["Cell", "advance", "blanked", "cell_step", "project", "select", "under_flags"]
+__all__ = ["HARMLESS", "Cell", "advance", "blanked", "cell_step", "project", "select", "sheltered", "under_flags"]
+
+HARMLESS = 0.5
+"""What a masked step computes with in place of what may be out of any domain: hardly a function or its derivative is infinite
+here, as those of sqrt, log, 1/x and norms are at 0."""
 
 
 @functools.partial(
@@ -80,9 +84,20 @@ def under_flags(
     return (new if used is None else select(used, new, start)), output
 
 
-def blanked(x: jax.Array, used: jax.Array | None) -> jax.Array:
-    """x, zero where not `used`: what stands in a masked step may be NaN, and must reach no product."""
-    return x if used is None else select(used, x, jnp.zeros_like(x))
+def blanked(x: Any, used: jax.Array | None, fill: float = 0.0) -> Any:
+    """x, an array or a tree, `fill` where not `used`: what stands in a masked step may be NaN, and must reach no product."""
+    return x if used is None else select(used, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, fill), x))
+
+
+def sheltered(cell: Cell, used: jax.Array | None) -> Cell:
+    """The cell for a step that JAX differentiates: where not `used`, its activation is of a constant.
+
+    What a masked step computes is thrown away, but 0 times an infinite derivative of it would be NaN.
+    """
+    function = cell.activation
+    return (
+        cell if used is None else dataclasses.replace(cell, activation=lambda a: function(blanked(a, used, HARMLESS)))
+    )
 
 
 def select(flag: jax.Array, x: Any, y: Any) -> Any:

@@ -43,7 +43,7 @@ from jax import lax
 
 from flax_srnn import activations, validation
 from flax_srnn.core import blocks, mesh_axes, reverse_only
-from flax_srnn.core.cell import Cell, advance, blanked, project, select
+from flax_srnn.core.cell import Cell, advance, blanked, project, select, sheltered
 from flax_srnn.core.problem import Problem
 from flax_srnn.core.tuning import MEASURED, Tuning
 
@@ -116,7 +116,7 @@ def plain(p: Problem) -> tuple[jax.Array, jax.Array]:
 
     def body(h: jax.Array, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
         x, used, reset = now
-        h = advance(p.cell, h, project(p.cell, blanked(x, used)), used, reset, p.reset_state)
+        h = advance(sheltered(p.cell, used), h, project(p.cell, blanked(x, used)), used, reset, p.reset_state)
         return h, h
 
     time_first = (jnp.moveaxis(p.inputs, p.time_axis, 0), _over_time(p.mask, 0), _over_time(p.resets, 0))

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
 from flax_srnn.core import implementations
-from flax_srnn.core.cell import Cell, blanked, select, under_flags
+from flax_srnn.core.cell import HARMLESS, Cell, blanked, select, under_flags
 from flax_srnn.core.implementations import Choice, Implementation
 from flax_srnn.core.problem import Problem
 from flax_srnn.dtypes import at_least_float32
@@ -356,8 +356,10 @@ def scan_cell(
         def body(carry: tuple[Any, jax.Array], now: tuple[jax.Array, Any, Any]) -> tuple[Any, jax.Array]:
             state, held = carry
             x, used, reset = now
-            x = blanked(x, used)
-            state, output = under_flags(lambda state: step(state, x), state, used, reset, reset_state)
+            x = blanked(x, used, HARMLESS)
+            state, output = under_flags(
+                lambda state: step(blanked(state, used, HARMLESS), x), state, used, reset, reset_state
+            )
             held = output if used is None else select(used, output, held)
             return (state, held), blanked(output, used) if options.zero_output_for_mask else held
 
