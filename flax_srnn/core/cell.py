@@ -22,7 +22,18 @@ from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
 
-__all__ = ["HARMLESS", "Cell", "advance", "blanked", "cell_step", "project", "select", "sheltered", "under_flags"]
+__all__ = [
+    "HARMLESS",
+    "Cell",
+    "activate",
+    "advance",
+    "blanked",
+    "cell_step",
+    "project",
+    "select",
+    "sheltered",
+    "under_flags",
+]
 
 HARMLESS = 0.5
 """What a masked step computes with in place of what may be out of any domain: hardly a function or its derivative is infinite
@@ -31,7 +42,7 @@ here, as those of sqrt, log, 1/x and norms are at 0."""
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["kernel", "recurrent_kernel", "bias", "input_dropout_mask", "recurrent_dropout_mask"],
+    data_fields=["kernel", "recurrent_kernel", "bias", "input_dropout_mask", "recurrent_dropout_mask", "held"],
     meta_fields=["activation", "precision"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +52,9 @@ class Cell:
     Attributes:
       kernel, recurrent_kernel, bias: W (F, U), U (U, U), b (U,) or None.
       input_dropout_mask, recurrent_dropout_mask: d_x (*batch, F), d_h (*batch, U), or None.
-      activation: act, the function itself.
+      activation: act, the function itself, of (a, *held).
       precision: of the matrix products.
+      held: the arrays that the activation closes over (`closed_over.trace`); Keras's own have none.
     """
 
     kernel: jax.Array
@@ -50,8 +62,9 @@ class Cell:
     bias: jax.Array | None = None
     input_dropout_mask: jax.Array | None = None
     recurrent_dropout_mask: jax.Array | None = None
-    activation: Callable[[jax.Array], jax.Array] = jnp.tanh
+    activation: Callable[..., jax.Array] = jnp.tanh
     precision: Any = None
+    held: tuple[Any, ...] = ()
 
 
 def project(cell: Cell, x: jax.Array) -> jax.Array:
@@ -69,9 +82,14 @@ def advance(
     def step(s: jax.Array) -> tuple[jax.Array, None]:
         a = z if cell.bias is None else z + jnp.broadcast_to(cell.bias, z.shape)
         recurrent = s if cell.recurrent_dropout_mask is None else s * cell.recurrent_dropout_mask
-        return cell.activation(a + jnp.dot(recurrent, cell.recurrent_kernel, precision=cell.precision)), None
+        return activate(cell, a + jnp.dot(recurrent, cell.recurrent_kernel, precision=cell.precision)), None
 
     return under_flags(step, state, used, reset, reset_state)[0]
+
+
+def activate(cell: Cell, a: jax.Array) -> jax.Array:
+    """act(a)."""
+    return cell.activation(a, *cell.held)
 
 
 def under_flags(
@@ -95,9 +113,9 @@ def sheltered(cell: Cell, used: jax.Array | None) -> Cell:
     What a masked step computes is thrown away, but 0 times an infinite derivative of it would be NaN.
     """
     function = cell.activation
-    return (
-        cell if used is None else dataclasses.replace(cell, activation=lambda a: function(blanked(a, used, HARMLESS)))
-    )
+    if used is None:
+        return cell
+    return dataclasses.replace(cell, activation=lambda a, *held: function(blanked(a, used, HARMLESS), *held))
 
 
 def select(flag: jax.Array, x: Any, y: Any) -> Any:
