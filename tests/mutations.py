@@ -617,6 +617,20 @@ OF_SEQUENCES = [
         ANY_CELL,
     ),
     Mutation(
+        "other-cells-vary-as-their-state-only",
+        SEQUENCE,
+        "mesh_axes.of((state, reset_state, steps, variables))",
+        "mesh_axes.of((state, reset_state, steps))",
+        ("test_sharding.py::test_shard_map_of_any_cell",),
+    ),
+    Mutation(
+        "other-cells-hold-zeros-that-vary-over-nothing",
+        SEQUENCE,
+        "mesh_axes.vary((state, jnp.zeros(output.shape, output.dtype)), axes)",
+        "(state, jnp.zeros(output.shape, output.dtype))",
+        ("test_sharding.py::test_shard_map_of_any_cell",),
+    ),
+    Mutation(
         "other-cells-always-forwards",
         SEQUENCE,
         "        reverse=bool(options.go_backwards),\n        unroll=max",

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax import lax
 
-__all__ = ["alike", "like", "of"]
+__all__ = ["alike", "like", "of", "vary"]
 
 
 def alike(arrays: Any) -> Any:
@@ -16,13 +16,17 @@ def alike(arrays: Any) -> Any:
     Loop carries must vary alike from the first step on. Cast outside a custom derivative, a replicated parameter's gradient
     is summed over the mesh by the transpose of the cast.
     """
-    axes = of(arrays)
-    return jax.tree.map(lambda x: _vary(x, axes), arrays)
+    return vary(arrays, of(arrays))
 
 
 def like(x: jax.Array, others: Any) -> jax.Array:
     """`x`, varying over the axes that an array of the tree `others` varies over, and its own."""
     return _vary(x, of(others))
+
+
+def vary(arrays: Any, axes: frozenset[str]) -> Any:
+    """The arrays of a tree, all varying over these axes and their own."""
+    return jax.tree.map(lambda x: _vary(x, axes), arrays)
 
 
 def of(arrays: Any) -> frozenset[str]:

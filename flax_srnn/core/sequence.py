@@ -340,6 +340,7 @@ def scan_cell(
     reset_state: Any,
     output: jax.ShapeDtypeStruct,
     steps: Steps,
+    variables: Any,
 ) -> tuple[Any, jax.Array]:
     """(final state, outputs) of any cell over a sequence, with the rules of `simple_rnn`.
 
@@ -352,8 +353,10 @@ def scan_cell(
       reset_state: what `resets` set it back to.
       output: shape and dtype of its output at one step.
       steps: the sequence.
+      variables: of the cell: inside `shard_map`, what goes from step to step varies over their mesh axes too.
     """
     options, axis = steps.options, steps.time_axis
+    axes = mesh_axes.of((state, reset_state, steps, variables))
 
     def wrap(step: Callable[[Any, jax.Array], tuple[Any, jax.Array]]) -> Callable[..., Any]:
         def body(carry: tuple[Any, jax.Array], now: tuple[jax.Array, Any, Any]) -> tuple[Any, jax.Array]:
@@ -364,13 +367,14 @@ def scan_cell(
                 lambda state: step(blanked(state, used, HARMLESS), x), state, used, reset, reset_state
             )
             held = output if used is None else select(used, output, held)
+            state, held = mesh_axes.vary((state, held), axes)
             return (state, held), blanked(output, used) if options.zero_output_for_mask else held
 
         return body
 
     (final, held), outputs = scan(
         wrap,
-        (state, jnp.zeros(output.shape, output.dtype)),
+        mesh_axes.vary((state, jnp.zeros(output.shape, output.dtype)), axes),
         (steps.inputs, steps.mask, steps.resets),
         (axis, len(steps.batch), len(steps.batch)),
         reverse=bool(options.go_backwards),
