@@ -208,8 +208,8 @@ def drive_any(cell: nnx.RNNCellBase, training: bool | None, steps: Steps, start:
             live = _merge(graph, alike, rngs, sown, rest)
             inner, shown = wrap(functools.partial(live, **keywords))(inner, now)
             nnx.pop(live, nnx.Intermediate)
-            _, _, used, new = nnx.split(live, nnx.Param, nnx.RngState, ...)
-            return (inner, used, mesh_axes.vary(new, mesh)), shown
+            parts: Any = nnx.split(live, nnx.Param, nnx.RngState, ...)
+            return (inner, parts[2], mesh_axes.vary(parts[3], mesh)), shown
 
         # Cast here and not in the loop, parameters have their gradients summed over the mesh once and not at every step.
         mesh = mesh_axes.of(carry)
