@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -336,6 +337,7 @@ def get(identifier: Any, *, argument: str = "activation") -> Activation:
       argument: how messages call it.
 
     Raises:
+      TypeError: a Flax Linen module.
       ValueError: unknown name, or one that cannot work in a recurrent layer (`glu`, `threshold`, `PReLU`); no identifier at
         all; a callable without a hash.
 
@@ -363,6 +365,11 @@ def get(identifier: Any, *, argument: str = "activation") -> Activation:
             hash(identifier)
         except TypeError as error:
             raise ValueError(f"`{argument}` must be hashable, as jax.jit caches by it, got {identifier!r}.") from error
+        if isinstance(identifier, nn.Module):
+            raise TypeError(
+                f"`{argument}` cannot be a flax.linen module, which has its variables elsewhere, got {identifier!r}: make them "
+                f"with `init`, and pass {argument}=lambda a: module.apply(variables, a), which is differentiated by them."
+            )
         return identifier
     raise identifiers.not_understood(identifier, argument)
 

@@ -56,6 +56,9 @@ SECOND = ("test_gradients.py::test_second_derivatives",)
 FORWARD_MODE = ("test_gradients.py::test_forward_mode_is_refused_by_name",)
 NAN_IN_MASKED = ("test_gradients.py::test_masked_steps_reach_nothing",)
 NAN_IN_LAYERS = ("test_gradients.py::test_masked_steps_reach_nothing_in_layers",)
+HELD_BY_HAND = ("test_closed_over.py::test_values_and_gradients_are_those_of_the_loop_by_hand",)
+POISON = ("test_gradients.py::test_what_a_masked_step_computes_reaches_nothing",)
+POISON_IN_CELLS = ("test_gradients.py::test_what_a_masked_step_of_another_cell_computes_reaches_nothing",)
 RULES = ("test_identifiers.py::test_rule_from_output_is_the_gradient",)
 RELU = ("test_keras_activations.py::test_value_and_derivative_are_those_of_keras",)
 CHUNKED = ("test_chunked.py::test_values_and_gradients",)
@@ -154,6 +157,60 @@ OF_ONE_STEP = [
         "    start = state\n    new, output = step(start)\n"
         "    new = new if reset is None else select(reset, reset_state, new)\n",
         ORACLE,
+    ),
+]
+
+HELD = "core/closed_over.py"
+OF_WHAT_ACTIVATIONS_HOLD = [
+    Mutation(
+        "what-make_jaxpr-remembers-is-stale",
+        HELD,
+        "jax.make_jaxpr(lambda a: activation(a), return",
+        "jax.make_jaxpr(activation, return",
+        ("test_closed_over.py::test_a_changed_attribute_is_seen",),
+    ),
+    Mutation(
+        "custom-rules-are-not-told-apart",
+        HELD,
+        'if "custom_" not in text:',
+        "if text:",
+        ("test_closed_over.py::test_a_changed_attribute_is_seen",),
+    ),
+    Mutation(
+        "hidden-constants-are-not-told-apart",
+        HELD,
+        "kept = tuple(_hidden(closed.jaxpr))",
+        "kept = ()",
+        ("test_closed_over.py::test_two_compiled_functions_of_the_same_text_are_two",),
+    ),
+    Mutation(
+        "held-arrays-get-gradients-of-masked-steps",
+        LOOP,
+        "blanked(wholes, used))",
+        "wholes)",
+        HELD_BY_HAND,
+    ),
+    Mutation(
+        "held-arrays-get-infinite-derivatives-of-masked-steps",
+        LOOP,
+        "_held_cotangents(p, blanked(kept, used, HARMLESS)",
+        "_held_cotangents(p, kept",
+        ("test_closed_over.py::test_a_masked_step_gives_nothing",),
+    ),
+    Mutation("held-arrays-of-one-block-only", LOOP, "held=jax.tree.map(jnp.add, sums.held, d)", "held=d", HELD_BY_HAND),
+    Mutation(
+        "rows-of-pieces-mixed-up",
+        HELD,
+        "a.reshape(self.rows, a.shape[0] // self.rows, a.shape[1])\n        return jax.vmap(lambda group: self(group, *held), 1, 1)",
+        "a.reshape(a.shape[0] // self.rows, self.rows, a.shape[1])\n        return jax.vmap(lambda group: self(group, *held), 0, 0)",
+        ("test_closed_over.py::test_a_rows_own_in_pieces",),
+    ),
+    Mutation(
+        "linen-module-taken-for-a-function",
+        "activations.py",
+        "if isinstance(identifier, nn.Module):",
+        "if False:",
+        ("test_closed_over.py::test_a_linen_module_is_refused_and_its_function_trained",),
     ),
 ]
 
@@ -324,7 +381,7 @@ OF_THE_LOOP = [
     Mutation(
         "second-derivatives-without-the-flags",
         LOOP,
-        "jax.vjp(lambda arrays: plain(flagged(arrays)), arrays)",
+        "jax.vjp(lambda arrays: plain(p.completed(arrays)), arrays)",
         "jax.vjp(plain, arrays)",
         SECOND,
     ),
@@ -338,14 +395,14 @@ OF_THE_LOOP = [
     Mutation(
         "forward-mode-not-refused-by-name",
         LOOP,
-        "jax.tree.map(reverse_only.marked, mesh_axes.alike(p))",
-        "mesh_axes.alike(p)",
+        "jax.tree.map(reverse_only.marked, _alike(p))",
+        "_alike(p)",
         FORWARD_MODE,
     ),
     Mutation(
         "replicated-arrays-stay-replicated",
         LOOP,
-        "jax.tree.map(reverse_only.marked, mesh_axes.alike(p))",
+        "jax.tree.map(reverse_only.marked, _alike(p))",
         "jax.tree.map(reverse_only.marked, p)",
         ("test_sharding.py::test_shard_map",),
     ),
@@ -452,8 +509,8 @@ OF_THE_SOLVER = [
     Mutation(
         "second-derivatives-of-the-solver-without-the-flags",
         SOLVER,
-        "dataclasses.replace(floating, mask=p.mask, resets=p.resets)",
-        "floating",
+        "p.completed(floating), _unfold(states, p)",
+        "floating, _unfold(states, p)",
         ("test_chunked.py::test_gradients_of_gradients",),
     ),
 ]
@@ -574,6 +631,20 @@ OF_SEQUENCES = [
         ANY_CELL,
     ),
     Mutation(
+        "other-cells-vary-as-their-state-only",
+        SEQUENCE,
+        "mesh_axes.of((state, reset_state, steps, variables))",
+        "mesh_axes.of((state, reset_state, steps))",
+        ("test_sharding.py::test_shard_map_of_any_cell",),
+    ),
+    Mutation(
+        "other-cells-hold-zeros-that-vary-over-nothing",
+        SEQUENCE,
+        "mesh_axes.vary((state, jnp.zeros(output.shape, output.dtype)), axes)",
+        "(state, jnp.zeros(output.shape, output.dtype))",
+        ("test_sharding.py::test_shard_map_of_any_cell",),
+    ),
+    Mutation(
         "other-cells-always-forwards",
         SEQUENCE,
         "        reverse=bool(options.go_backwards),\n        unroll=max",
@@ -581,8 +652,27 @@ OF_SEQUENCES = [
         ANY_CELL,
     ),
     Mutation(
-        "nan-of-a-masked-step-reaches-other-cells", SEQUENCE, "x = blanked(x, used)\n", "x = x * 1\n", NAN_IN_LAYERS
+        "nan-of-a-masked-step-reaches-other-cells",
+        SEQUENCE,
+        "x = blanked(x, used, HARMLESS)\n",
+        "x = x * 1\n",
+        NAN_IN_LAYERS,
     ),
+    Mutation(
+        "other-cells-compute-with-the-state-of-a-masked-step",
+        SEQUENCE,
+        "step(blanked(state, used, HARMLESS), x)",
+        "step(state, x)",
+        POISON_IN_CELLS,
+    ),
+    Mutation(
+        "what-a-masked-step-computes-reaches-the-plain-gradient",
+        LOOP,
+        "advance(sheltered(p.cell, used), h,",
+        "advance(p.cell, h,",
+        POISON,
+    ),
+    Mutation("a-masked-step-computes-with-zeros", CELL, "HARMLESS = 0.5", "HARMLESS = 0.0", POISON + POISON_IN_CELLS),
 ]
 
 OF_TRUNCATION = [
@@ -1461,6 +1551,7 @@ OF_INTEROP = [
 
 MUTATIONS = [
     *OF_ONE_STEP,
+    *OF_WHAT_ACTIVATIONS_HOLD,
     *OF_THE_LOOP,
     *OF_ACTIVATIONS,
     *OF_THE_SOLVER,

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import re
+from typing import Any
 
 import cases
 import flax.linen as nn
@@ -226,3 +228,77 @@ def test_masked_steps_reach_nothing_in_layers(name):
     jax.tree.map(np.testing.assert_array_equal, result, run(variables, clean))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
     assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(result[1]))
+
+
+# --- what masked steps compute -----------------------------------------------------------------------------------------
+
+
+def root(a):
+    return jnp.sign(a) * jnp.sqrt(jnp.abs(a))
+
+
+# The first input, the recurrent weight: in the masked step after it, or before, a value is infinite or NaN, or a derivative.
+POISON = {"overflow": (jnp.exp, 4.7, 15), "root of 0": (root, 2.0, 15), "root of -30": (jnp.sqrt, 4.0, -15)}
+ONE = np.ones((1, 1))
+
+
+def after_poison(name):
+    """A sequence with masked steps of which every derivative is infinite or NaN, and the same without these steps."""
+    activation, first, recurrent = POISON[name]
+    x, used = np.array([[[first], [0.0], [0.0]]]), np.array([[True, False, False]])
+    padded = (x[:, ::-1], used[:, ::-1]) if activation is root else (x, used)
+    return activation, (ONE, recurrent * ONE), padded, x[:, :1]
+
+
+@pytest.mark.parametrize("pair", cases.thinned(itertools.product(POISON, ["scan", "chunked", "autodiff"]), 3))
+def test_what_a_masked_step_computes_reaches_nothing(pair):
+    """Gradients, their gradients and, where there is one, the forward mode are those of the used steps alone."""
+    name, implementation = pair
+    activation, weights, (x, mask), short = after_poison(name)
+
+    def final(kernel, recurrent_kernel, x, mask):
+        params = {"kernel": kernel, "recurrent_kernel": recurrent_kernel}
+        options = {"activation": activation, "implementation": implementation, "return_sequences": False}
+        return simple_rnn(params, x, mask=mask, **options)[0].sum()
+
+    def derivatives(x, mask):
+        once = jax.value_and_grad(final, argnums=(0, 1))
+        twice = jax.grad(lambda kernel: once(kernel, weights[1], x, mask)[1][0].sum())
+        forward = jax.jvp(lambda *w: final(*w, x, mask), weights, (ONE, ONE)) if implementation == "autodiff" else 0
+        return once(*weights, x, mask), twice(ONE), forward
+
+    result = jax.jit(derivatives)(x, mask)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
+    assert_close(result, jax.jit(derivatives)(short, None), 1e-12)
+
+
+class PoisonedCell(nn.RNNCellBase):
+    """Any cell: `act(W x + U h)`, where the output is not the state."""
+
+    activation: Any
+
+    @nn.compact
+    def __call__(self, carry, x):
+        h = self.activation(nn.Dense(1, use_bias=False)(x) + nn.Dense(1, use_bias=False)(carry))
+        return h, 2 * h
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], 1))
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+@pytest.mark.parametrize("name", ["overflow", "root of 0"])
+def test_what_a_masked_step_of_another_cell_computes_reaches_nothing(name):
+    activation, weights, (x, mask), short = after_poison(name)
+    layer = RNN(PoisonedCell(activation))
+    variables = {"params": {f"Dense_{i}": {"kernel": kernel} for i, kernel in enumerate(weights)}}
+
+    def loss(variables, x, mask):
+        return layer.apply(variables, x, mask=mask).sum()
+
+    result = jax.value_and_grad(loss)(variables, x, mask)
+    assert_close(result, jax.value_and_grad(loss)(variables, short, None), 1e-12)

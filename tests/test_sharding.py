@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from programs import assert_close
 
+import flax_srnn.nnx
 from flax_srnn import RNN, Bidirectional, Scan, SimpleRNN, SimpleRNNCell, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -190,3 +193,63 @@ def test_gradient_of_shard_map(mesh):
         )
 
     same(grads(mapped), grads(apply))
+
+
+ANY_CELL = {
+    "GRU": (RNN(nn.GRUCell(4)), flax_srnn.nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)))),
+    "LSTM": (
+        RNN(nn.LSTMCell(4), return_sequences=True, zero_output_for_mask=True, return_state=True),
+        flax_srnn.nnx.RNN(nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)), return_sequences=True, go_backwards=True),
+    ),
+    "two": (
+        Bidirectional(RNN([nn.LSTMCell(4), SimpleRNNCell(4)], return_sequences=True)),
+        flax_srnn.nnx.RNN([nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)), nnx.GRUCell(4, 4, rngs=nnx.Rngs(1))]),
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [P("data"), P()], ids=["sharded", "replicated"])
+@pytest.mark.parametrize("name", cases.thinned(ANY_CELL, 1))
+@pytest.mark.parametrize("family", [0, 1], ids=["linen", "nnx"])
+def test_shard_map_of_any_cell(family, name, rows, mesh):
+    """Masks, resets and gradients; and a batch that is the same everywhere, with parameters that are not."""
+    layer = ANY_CELL[name][family]
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(8, 5, 3)).astype(np.float32)
+    flags = {"mask": rng.random((8, 5)) < 0.7, "resets": rng.random((8, 5)) < 0.3}
+    if family == 0:
+        params, apply = layer.init(jax.random.key(0), inputs), layer.apply
+    else:
+        graph, params = nnx.split(layer)
+
+        def apply(params, *arguments, **flags):
+            return nnx.merge(graph, params)(*arguments, **flags)
+
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+
+    def loss(params, inputs, flags):
+        return total(apply(params, inputs, **flags))
+
+    grads = jax.value_and_grad(loss, argnums=(0, 1))
+
+    of_params = jax.value_and_grad(loss)
+
+    if rows == P():  # every device has parameters of its own
+        scales = jnp.linspace(0.5, 2.0, 4, dtype=jnp.float32)
+
+        def each(scale, params):
+            returned = of_params(jax.tree.map(lambda p: p * scale[0], params), inputs, flags)
+            return jax.tree.map(lambda x: x[None], returned)
+
+        mapped = jax.shard_map(each, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+        actual = jax.jit(mapped)(scales, params)
+        expected = [of_params(jax.tree.map(lambda p, s=s: p * s, params), inputs, flags) for s in scales]
+        assert_close(actual, jax.tree.map(lambda *x: jnp.stack(x), *expected), 1e-5)
+        return
+
+    def inside(params, inputs, flags):
+        value, of_all = grads(params, inputs, flags)
+        return jax.lax.psum(value, "data"), of_all
+
+    mapped = jax.shard_map(inside, mesh=mesh, in_specs=(P(), rows, rows), out_specs=(P(), (P(), rows)))
+    assert_close(jax.jit(mapped)(params, inputs, flags), jax.jit(grads)(params, inputs, flags), 1e-5)

@@ -120,7 +120,7 @@ def test_scan_over_calls(implementation):
 
 @both
 def test_repeated_calls_compile_once(implementation):
-    """Other values of the same shapes: nothing is traced again, eagerly as under the user's jit."""
+    """Other values of the same shapes: under the user's jit nothing is traced again, and eagerly only the activation, alone."""
     traces = []
 
     def activation(a):
@@ -134,18 +134,18 @@ def test_repeated_calls_compile_once(implementation):
         return simple_rnn(params, inputs, **arrays, **flags, **options)
 
     layer = SimpleRNN(4, **options)
-    for run in (
-        function,
-        gradients(function),
-        jax.jit(gradients(function)),
-        lambda params, inputs, *_: layer.apply({"params": params}, inputs, mask=flags["mask"]),
+    for run, again in (
+        (function, 1),
+        (gradients(function), 1),
+        (jax.jit(gradients(function)), 0),
+        (lambda params, inputs, *_: layer.apply({"params": params}, inputs, mask=flags["mask"]), 1),
     ):
         jax.block_until_ready(run(params, inputs, arrays, flags))
         first = len(traces)
         other = {name: flag[::-1].copy() for name, flag in flags.items()}
         run(*jax.tree.map(lambda x: x + 0.25, (params, inputs, arrays)), other)
         assert first > 0
-        assert len(traces) == first
+        assert len(traces) == first + again
 
 
 # --- Flax --------------------------------------------------------------------------------------------------------------

@@ -22,12 +22,27 @@ from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
 
-__all__ = ["Cell", "advance", "blanked", "cell_step", "project", "select", "under_flags"]
+__all__ = [
+    "HARMLESS",
+    "Cell",
+    "activate",
+    "advance",
+    "blanked",
+    "cell_step",
+    "project",
+    "select",
+    "sheltered",
+    "under_flags",
+]
+
+HARMLESS = 0.5
+"""What a masked step computes with in place of what may be out of any domain: hardly a function or its derivative is infinite
+here, as those of sqrt, log, 1/x and norms are at 0."""
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["kernel", "recurrent_kernel", "bias", "input_dropout_mask", "recurrent_dropout_mask"],
+    data_fields=["kernel", "recurrent_kernel", "bias", "input_dropout_mask", "recurrent_dropout_mask", "held"],
     meta_fields=["activation", "precision"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +52,9 @@ class Cell:
     Attributes:
       kernel, recurrent_kernel, bias: W (F, U), U (U, U), b (U,) or None.
       input_dropout_mask, recurrent_dropout_mask: d_x (*batch, F), d_h (*batch, U), or None.
-      activation: act, the function itself.
+      activation: act, the function itself, of (a, *held).
       precision: of the matrix products.
+      held: the arrays that the activation closes over (`closed_over.trace`); Keras's own have none.
     """
 
     kernel: jax.Array
@@ -46,8 +62,9 @@ class Cell:
     bias: jax.Array | None = None
     input_dropout_mask: jax.Array | None = None
     recurrent_dropout_mask: jax.Array | None = None
-    activation: Callable[[jax.Array], jax.Array] = jnp.tanh
+    activation: Callable[..., jax.Array] = jnp.tanh
     precision: Any = None
+    held: tuple[Any, ...] = ()
 
 
 def project(cell: Cell, x: jax.Array) -> jax.Array:
@@ -65,9 +82,14 @@ def advance(
     def step(s: jax.Array) -> tuple[jax.Array, None]:
         a = z if cell.bias is None else z + jnp.broadcast_to(cell.bias, z.shape)
         recurrent = s if cell.recurrent_dropout_mask is None else s * cell.recurrent_dropout_mask
-        return cell.activation(a + jnp.dot(recurrent, cell.recurrent_kernel, precision=cell.precision)), None
+        return activate(cell, a + jnp.dot(recurrent, cell.recurrent_kernel, precision=cell.precision)), None
 
     return under_flags(step, state, used, reset, reset_state)[0]
+
+
+def activate(cell: Cell, a: jax.Array) -> jax.Array:
+    """act(a)."""
+    return cell.activation(a, *cell.held)
 
 
 def under_flags(
@@ -80,9 +102,20 @@ def under_flags(
     return (new if used is None else select(used, new, start)), output
 
 
-def blanked(x: jax.Array, used: jax.Array | None) -> jax.Array:
-    """x, zero where not `used`: what stands in a masked step may be NaN, and must reach no product."""
-    return x if used is None else select(used, x, jnp.zeros_like(x))
+def blanked(x: Any, used: jax.Array | None, fill: float = 0.0) -> Any:
+    """x, an array or a tree, `fill` where not `used`: what stands in a masked step may be NaN, and must reach no product."""
+    return x if used is None else select(used, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, fill), x))
+
+
+def sheltered(cell: Cell, used: jax.Array | None) -> Cell:
+    """The cell for a step that JAX differentiates: where not `used`, its activation is of a constant.
+
+    What a masked step computes is thrown away, but 0 times an infinite derivative of it would be NaN.
+    """
+    function = cell.activation
+    if used is None:
+        return cell
+    return dataclasses.replace(cell, activation=lambda a, *held: function(blanked(a, used, HARMLESS), *held))
 
 
 def select(flag: jax.Array, x: Any, y: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax import lax
 
-__all__ = ["alike", "like"]
+__all__ = ["alike", "like", "of", "vary"]
 
 
 def alike(arrays: Any) -> Any:
@@ -16,13 +16,22 @@ def alike(arrays: Any) -> Any:
     Loop carries must vary alike from the first step on. Cast outside a custom derivative, a replicated parameter's gradient
     is summed over the mesh by the transpose of the cast.
     """
-    axes = frozenset[str]().union(*map(_axes, jax.tree.leaves(arrays)))
+    return vary(arrays, of(arrays))
+
+
+def like(x: jax.Array, others: Any) -> jax.Array:
+    """`x`, varying over the axes that an array of the tree `others` varies over, and its own."""
+    return _vary(x, of(others))
+
+
+def vary(arrays: Any, axes: frozenset[str]) -> Any:
+    """The arrays of a tree, all varying over these axes and their own."""
     return jax.tree.map(lambda x: _vary(x, axes), arrays)
 
 
-def like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x`, varying over the axes that `other` varies over."""
-    return _vary(x, _axes(other))
+def of(arrays: Any) -> frozenset[str]:
+    """The axes that any array of a tree varies over."""
+    return frozenset[str]().union(*map(_axes, jax.tree.leaves(arrays)))
 
 
 def _axes(x: jax.Array) -> frozenset[str]:

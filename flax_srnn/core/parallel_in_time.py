@@ -82,7 +82,7 @@ class Chunked:
         validation.tolerance("tol", self.tol)
 
     def check(self, problem: Problem) -> None:
-        """Raises ValueError where the number of steps is symbolic, or `tol` finer than the dtype."""
+        """Raises ValueError where the number of steps is symbolic, `tol` finer than the dtype, or devices would have to wait."""
         steps, dtype = problem.sizes[1], problem.initial_state.dtype
         if not isinstance(steps, int):
             raise ValueError(
@@ -92,6 +92,12 @@ class Chunked:
             raise ValueError(
                 f"`tol` must be at least the rounding error of {dtype}, {jnp.finfo(dtype).eps:.2g}, got {tol!r}: boundary "
                 "states cannot agree more closely."
+            )
+        if any(mesh_axes.of(x) != mesh_axes.of(problem) for x in jax.tree.leaves(problem.floating.cell.held)):
+            raise ValueError(
+                "`implementation`: 'chunked' inside shard_map needs an activation whose arrays vary over the mesh axes "
+                "that the inputs vary over, as each device sweeps as often as it must: cast them with jax.lax.pcast "
+                "(pvary in older JAX) before the activation closes over them, or use 'scan'."
             )
 
     def run(self, problem: Problem) -> tuple[jax.Array, jax.Array | None]:
@@ -187,7 +193,7 @@ _swept.defvjp(_swept_forward, _swept_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pullback(sweeps: Sweeps, p: Problem, kept: Any, final_cotangent: jax.Array, states_cotangent: Any) -> Problem:
-    """The cotangents of all arrays of the problem (None for the flags)."""
+    """The cotangents of all arrays of the problem that have one."""
     starts, states, forward_agrees = kept
     folded = _folded(sweeps, p, starts)
     g = None if states_cotangent is None else _fold(sweeps, states_cotangent)
@@ -206,7 +212,7 @@ def _pullback(sweeps: Sweeps, p: Problem, kept: Any, final_cotangent: jax.Array,
         jnp.zeros_like(folded.initial_state),
         _last_steps(sweeps, g, backwards),
     ).initial_state
-    nothing = jax.tree.map(jnp.zeros_like, dataclasses.replace(folded, mask=None, resets=None))
+    nothing = jax.tree.map(jnp.zeros_like, folded.floating)
     _, c, agree, _ = _until_agreed(
         sweep, final_cotangent, guess.reshape(starts.shape), nothing, backwards, sweeps, least=0.0
     )
@@ -237,10 +243,9 @@ def _pullback_backward(sweeps: Sweeps, residuals: Any, outer: Problem) -> tuple[
     p, (_, states, _), cotangents = residuals
 
     def sequential(floating: Problem, *cotangents: Any) -> Problem:
-        exact = dataclasses.replace(floating, mask=p.mask, resets=p.resets)
-        return recurrence.pullback(sweeps.scan, "states", exact, _unfold(states, p), *cotangents)
+        return recurrence.pullback(sweeps.scan, "states", p.completed(floating), _unfold(states, p), *cotangents)
 
-    _, vjp = jax.vjp(sequential, dataclasses.replace(p, mask=None, resets=None), *cotangents)
+    _, vjp = jax.vjp(sequential, p.floating, *cotangents)
     problem_cotangent, *others = vjp(outer)
     return problem_cotangent, None, *others
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 
+from flax_srnn.core import closed_over
 from flax_srnn.core.cell import Cell
 
 __all__ = ["Problem"]
@@ -50,3 +52,15 @@ class Problem:
     def sizes(self) -> tuple[int, int, int]:
         """B, T, U; B or T may be symbolic (`jax.export`), then decisions by size are skipped."""
         return self.initial_state.shape[0], self.inputs.shape[self.time_axis], self.initial_state.shape[1]
+
+    @property
+    def floating(self) -> Problem:
+        """The arrays that have cotangents, with None in place of the others."""
+        return self._with_others(None, None, closed_over.differentiable(self.cell.held))
+
+    def completed(self, floating: Problem) -> Problem:
+        """`floating`, which is made like this problem's, with the other arrays of this one."""
+        return floating._with_others(self.mask, self.resets, closed_over.filled(floating.cell.held, self.cell.held))
+
+    def _with_others(self, mask: Any, resets: Any, held: tuple[Any, ...]) -> Problem:
+        return dataclasses.replace(self, mask=mask, resets=resets, cell=dataclasses.replace(self.cell, held=held))

@@ -18,6 +18,7 @@ final state's cotangent):
     c_tm1 = 0 where reset_t, else q_t;   ∂h_0 = c_0;   ∂r = Σ q_t where reset_t
     ∂U = Σ (s_t ∘ d_h)ᵀ δ_t   ∂W = Σ (x_t ∘ d_x)ᵀ δ_t   ∂b = Σ δ_t   ∂x_t = (δ_t Wᵀ) ∘ d_x
     ∂d_x = Σ (δ_t Wᵀ) ∘ x_t   ∂d_h = Σ (δ_t Uᵀ) ∘ s_t
+    ∂v = Σ (∂act(a_t)/∂v)ᵀ e_t where mask_t          of an array v that act closes over
 
 Only δ_t and c_t are sequential; the rest are large matrix products over a block of steps at a time. What is kept from the
 forward pass is inputs and outputs: act'(a_t) follows from h_t for most activations (`activations.from_output`), and for
@@ -43,9 +44,10 @@ from jax import lax
 
 from flax_srnn import activations, validation
 from flax_srnn.core import blocks, mesh_axes, reverse_only
-from flax_srnn.core.cell import Cell, advance, blanked, project, select
+from flax_srnn.core.cell import HARMLESS, Cell, activate, advance, blanked, project, select, sheltered
 from flax_srnn.core.problem import Problem
 from flax_srnn.core.tuning import MEASURED, Tuning
+from flax_srnn.dtypes import at_least_float32
 
 __all__ = ["Autodiff", "Record", "Scan", "empty_states", "forward", "plain", "pullback", "reverse_mode_only"]
 
@@ -112,11 +114,11 @@ class Autodiff:
 @jax.jit
 def plain(p: Problem) -> tuple[jax.Array, jax.Array]:
     """(final state, states) step by step: the definition, differentiable in every mode."""
-    p = mesh_axes.alike(p)
+    p = _alike(p)
 
     def body(h: jax.Array, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
         x, used, reset = now
-        h = advance(p.cell, h, project(p.cell, blanked(x, used)), used, reset, p.reset_state)
+        h = advance(sheltered(p.cell, used), h, project(p.cell, blanked(x, used)), used, reset, p.reset_state)
         return h, h
 
     time_first = (jnp.moveaxis(p.inputs, p.time_axis, 0), _over_time(p.mask, 0), _over_time(p.resets, 0))
@@ -211,14 +213,17 @@ class _Sums(NamedTuple):
     reset_state: jax.Array | None
     input_dropout_mask: jax.Array | None
     recurrent_dropout_mask: jax.Array | None
+    held: tuple[jax.Array | None, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def pullback(
     how: Scan, record: Record, p: Problem, recorded: Any, final_cotangent: jax.Array, states_cotangent: jax.Array | None
 ) -> Problem:
-    """The cotangents of all arrays of the problem (None for the flags), from what was recorded, "states" or "checkpoints"."""
+    """The cotangents of all arrays of the problem that have one, from what was recorded, "states" or "checkpoints"."""
     axis, cell = p.time_axis, p.cell
+    held = p.floating.cell.held
+    of_held = jax.tree.leaves(held) != []
     _, steps, units = p.sizes
     from_output = activations.from_output(cell.activation)
     # Transposed once: contracting the other dimension inside the loop is up to three times slower (JAX 0.10).
@@ -251,12 +256,12 @@ def pullback(
         else:
             kept, place = dot(joined, stacked), 0
 
-        def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array]) -> tuple[jax.Array, Any, jax.Array]:
-            c, reset_cotangent, deltas = carry
+        def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array, Any]) -> tuple[jax.Array, Any, jax.Array, Any]:
+            c, reset_cotangent, deltas, wholes = carry
             c, m, r = _rows(c), blocks.at_step(mask, k, 1), blocks.at_step(resets, k, 1)
             e = c if states_cotangent is None else c + blocks.at_step(states_cotangent, start + k, axis)
             y = blocks.at_step(kept, place + k, axis)
-            delta = from_output(y, e) if from_output else jax.vjp(cell.activation, y)[1](e)[0]
+            delta = from_output(y, e) if from_output else jax.vjp(functools.partial(activate, cell), y)[1](e)[0]
             zero = jnp.zeros_like(e)
             # Used twice below: without the barrier XLA computes it twice (JAX 0.10).
             delta = lax.optimization_barrier(delta if m is None else select(m, delta, zero))
@@ -268,10 +273,13 @@ def pullback(
             if r is not None:
                 reset_cotangent = reset_cotangent + select(r, back, zero)
                 back = select(r, zero, back)
-            return _carried(back), reset_cotangent, blocks.put_step(deltas, delta, k, axis)
+            if wholes is not None:
+                wholes = blocks.put_step(wholes, e, k, axis)
+            return _carried(back), reset_cotangent, blocks.put_step(deltas, delta, k, axis), wholes
 
-        c, reset_cotangent, deltas = blocks.for_steps(
-            step, (_carried(c), sums.reset_state, _buffer(p, count, 1.0)), count, not p.reverse, p.unroll
+        wholes = _buffer(p, count, 2.0) if of_held else None
+        c, reset_cotangent, deltas, wholes = blocks.for_steps(
+            step, (_carried(c), sums.reset_state, _buffer(p, count, 1.0), wholes), count, not p.reverse, p.unroll
         )
         c = _rows(c)
         projected_back = dot(deltas, kernel_t)
@@ -283,6 +291,10 @@ def pullback(
         if d_h is not None:
             d = (dot(deltas, recurrent_kernel_t) * s).sum(axis)
             sums = sums._replace(recurrent_dropout_mask=sums.recurrent_dropout_mask + d)
+        if of_held:
+            used = _over_time(mask, axis)
+            d = _held_cotangents(p, blanked(kept, used, HARMLESS), blanked(wholes, used))
+            sums = sums._replace(held=jax.tree.map(jnp.add, sums.held, d))
         inputs_cotangent = lax.dynamic_update_slice_in_dim(
             inputs_cotangent, _times(projected_back, d_x, axis), start, axis
         )
@@ -292,7 +304,7 @@ def pullback(
         block,
         (
             final_cotangent,
-            jax.tree.map(jnp.zeros_like, _Sums(p.reset_state, d_x, d_h)),
+            jax.tree.map(lambda x: jnp.zeros_like(x, _wide(x)), _Sums(p.reset_state, d_x, d_h, held)),
             jnp.zeros_like(stacked),
             jnp.zeros_like(p.inputs),
         ),
@@ -304,7 +316,7 @@ def pullback(
     )
     recurrent_kernel, kernel, bias = jnp.split(weights, (units, units + cell.kernel.shape[0]))
     return dataclasses.replace(
-        p,
+        p.floating,
         cell=dataclasses.replace(
             cell,
             kernel=kernel,
@@ -312,11 +324,10 @@ def pullback(
             bias=None if cell.bias is None else bias[0],
             input_dropout_mask=sums.input_dropout_mask,
             recurrent_dropout_mask=sums.recurrent_dropout_mask,
+            held=jax.tree.map(lambda total, x: total.astype(x.dtype), sums.held, held),
         ),
         inputs=inputs_cotangent,
         initial_state=c,
-        mask=None,
-        resets=None,
         reset_state=sums.reset_state,
     )
 
@@ -330,16 +341,24 @@ def _pullback_backward(how: Scan, record: Record, residuals: Any, outer: Problem
     p, cotangents = residuals
 
     def reference(arrays: Problem, final_cotangent: jax.Array, states_cotangent: jax.Array | None) -> Problem:
-        flagged = functools.partial(dataclasses.replace, mask=p.mask, resets=p.resets)
-        (_, states), vjp = jax.vjp(lambda arrays: plain(flagged(arrays)), arrays)
+        (_, states), vjp = jax.vjp(lambda arrays: plain(p.completed(arrays)), arrays)
         return vjp((final_cotangent, jnp.zeros_like(states) if states_cotangent is None else states_cotangent))[0]
 
-    _, vjp = jax.vjp(reference, dataclasses.replace(p, mask=None, resets=None), *cotangents)
+    _, vjp = jax.vjp(reference, p.floating, *cotangents)
     problem_cotangent, *others = vjp(outer)
     return problem_cotangent, None, *others
 
 
 pullback.defvjp(_pullback_forward, _pullback_backward)
+
+
+def _held_cotangents(p: Problem, a: jax.Array, e: jax.Array) -> tuple[jax.Array | None, ...]:
+    """The cotangents of what the activation holds, from its arguments in a block of steps and the cotangents of its values."""
+
+    def values(arrays: Problem) -> jax.Array:
+        return jax.vmap(functools.partial(activate, p.completed(arrays).cell), p.time_axis, p.time_axis)(a)
+
+    return jax.vjp(values, p.floating)[1](e)[0].cell.held
 
 
 def _state_before(p: Problem, states: jax.Array, start: Any, count: int) -> jax.Array:
@@ -369,7 +388,13 @@ def _contract(left: jax.Array, right: jax.Array, precision: Any) -> jax.Array:
 
 def reverse_mode_only(p: Problem) -> Problem:
     """The problem, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
-    return jax.tree.map(reverse_only.marked, mesh_axes.alike(p))
+    return jax.tree.map(reverse_only.marked, _alike(p))
+
+
+def _alike(p: Problem) -> Problem:
+    """The problem, its arrays varying over the same mesh axes; but the activation was traced for what it holds as that is."""
+    alike = mesh_axes.alike(p)
+    return dataclasses.replace(alike, cell=dataclasses.replace(alike.cell, held=p.cell.held))
 
 
 # --- shapes and blocks -------------------------------------------------------------------------------------------------
@@ -383,6 +408,11 @@ def _block_size(how: Scan, p: Problem) -> int:
     elements = batch * units if isinstance(batch, int) else units
     count = _ceil(steps, max(how.tuning.block_steps, how.tuning.block_elements // max(1, elements)))
     return max(1, _ceil(steps, max(1, count)))
+
+
+def _wide(x: jax.Array) -> Any:
+    """The dtype in which cotangents of `x` add up: what an activation holds may be of half precision."""
+    return at_least_float32(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
 
 
 def _ceil(number: int, divisor: int) -> int:

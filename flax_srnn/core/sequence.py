@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
-from flax_srnn.core import implementations
-from flax_srnn.core.cell import Cell, blanked, select, under_flags
+from flax_srnn.core import closed_over, implementations, mesh_axes
+from flax_srnn.core.cell import HARMLESS, Cell, blanked, select, under_flags
 from flax_srnn.core.implementations import Choice, Implementation
 from flax_srnn.core.problem import Problem
 from flax_srnn.dtypes import at_least_float32
@@ -142,7 +142,9 @@ def simple_rnn(
       mask: (*batch, T), True = use the step. A masked step leaves the state as it is, and its output is that state.
       seq_lengths: (*batch,) integers from 0 to T: steps from there on are masked. With `mask`, both apply.
       resets: (*batch, T), True = the state is set back to the initial state before this step is processed, masked or not.
-      activation: a Keras name, a Keras config, a callable, or None (linear).
+      activation: a Keras name, a Keras config, a callable, or None (linear). A callable may hold arrays, as an `nnx.Module`
+        does: gradients reach them. Outside of `jit` it is traced at every call, a lambda that is made anew too, and compiled
+        where it computes something new: a Python number in it that changes costs a compilation, an array does not.
       go_backwards: process from the last step to the first, padding included, and return outputs in that order.
       keep_order: with `go_backwards`, return outputs in the order of `inputs`.
       zero_output_for_mask: outputs at masked steps are 0; the state is not touched.
@@ -162,7 +164,8 @@ def simple_rnn(
       state; bfloat16 and float16 are computed in float32 and rounded once, at the end.
 
     Raises:
-      TypeError: an argument is no array of real numbers, `params` no mapping, an option of the wrong type.
+      TypeError: an argument is no array of real numbers, `params` no mapping, an option of the wrong type, `activation` a
+        `flax.linen` module or one with a derivative rule that closes over traced arrays.
       ValueError: a shape does not fit (nothing is broadcast), lengths out of range (where their values are concrete), an
         unknown activation or implementation, `unroll` with a symbolic number of steps.
 
@@ -291,9 +294,6 @@ def pack(
     # The loop runs in float32 at least: half-precision loop buffers are over a hundred times slower on a CPU (JAX 0.10;
     # `tests/test_dtypes.py`), and rounding once is more accurate than rounding at every step.
     loop_dtype = at_least_float32(dtype)
-    if not activations.is_named(cell.activation):
-        example = jax.ShapeDtypeStruct((*batch, units), loop_dtype)
-        validation.activation(jax.eval_shape(cell.activation, example), example.shape, example.dtype)
     rows = math.prod(batch)
 
     def flat(x: Any, *rest: int, to: Any = loop_dtype) -> Any:
@@ -322,6 +322,9 @@ def pack(
         unroll=options.unroll,
         return_states=bool(options.return_sequences),
     )
+    if not activations.is_named(cell.activation):
+        traced, held = closed_over.trace(cell.activation, mesh_axes.alike(problem).initial_state)
+        problem = dataclasses.replace(problem, cell=dataclasses.replace(packed, activation=traced, held=held))
     return problem, dtype
 
 
@@ -343,6 +346,7 @@ def scan_cell(
     reset_state: Any,
     output: jax.ShapeDtypeStruct,
     steps: Steps,
+    variables: Any,
 ) -> tuple[Any, jax.Array]:
     """(final state, outputs) of any cell over a sequence, with the rules of `simple_rnn`.
 
@@ -355,23 +359,28 @@ def scan_cell(
       reset_state: what `resets` set it back to.
       output: shape and dtype of its output at one step.
       steps: the sequence.
+      variables: of the cell: inside `shard_map`, what goes from step to step varies over their mesh axes too.
     """
     options, axis = steps.options, steps.time_axis
+    axes = mesh_axes.of((state, reset_state, steps, variables))
 
     def wrap(step: Callable[[Any, jax.Array], tuple[Any, jax.Array]]) -> Callable[..., Any]:
         def body(carry: tuple[Any, jax.Array], now: tuple[jax.Array, Any, Any]) -> tuple[Any, jax.Array]:
             state, held = carry
             x, used, reset = now
-            x = blanked(x, used)
-            state, output = under_flags(lambda state: step(state, x), state, used, reset, reset_state)
+            x = blanked(x, used, HARMLESS)
+            state, output = under_flags(
+                lambda state: step(blanked(state, used, HARMLESS), x), state, used, reset, reset_state
+            )
             held = output if used is None else select(used, output, held)
+            state, held = mesh_axes.vary((state, held), axes)
             return (state, held), blanked(output, used) if options.zero_output_for_mask else held
 
         return body
 
     (final, held), outputs = scan(
         wrap,
-        (state, jnp.zeros(output.shape, output.dtype)),
+        mesh_axes.vary((state, jnp.zeros(output.shape, output.dtype)), axes),
         (steps.inputs, steps.mask, steps.resets),
         (axis, len(steps.batch), len(steps.batch)),
         reverse=bool(options.go_backwards),

@@ -201,13 +201,14 @@ def drive_any(
     scan: Callable[..., tuple[tuple[Any, jax.Array], jax.Array]],
     steps: Steps,
     start: Start,
+    variables: Any,
 ) -> tuple[Any, Any, jax.Array]:
     """The drive of any other cell, differentiated by JAX, in every mode.
 
     Args:
       name: of the cell's class.
       initial: its initial state.
-      output, scan: see `sequence.scan_cell`.
+      output, scan, variables: see `sequence.scan_cell`.
       steps, start: see `Drive`.
     """
     chosen = steps.options.implementation
@@ -217,7 +218,7 @@ def drive_any(
             "scan: leave it None."
         )
     state = initial if start.state is None else validation.like(start.name, start.state, initial)
-    final, outputs = sequence.scan_cell(scan, state, initial if start.recorded else state, output, steps)
+    final, outputs = sequence.scan_cell(scan, state, initial if start.recorded else state, output, steps, variables)
     return initial, final, outputs
 
 

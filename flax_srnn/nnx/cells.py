@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_srnn import validation
+from flax_srnn.core import mesh_axes
 from flax_srnn.core.sequence import Steps
 from flax_srnn.layers import driving, options
 from flax_srnn.layers.driving import Dropout, Start
@@ -246,21 +247,24 @@ def drive_any(cell: nnx.RNNCellBase, training: Any, steps: Steps, start: Start) 
         # Parameters and keys are the same at every step; what steps sow stays inside; the rest goes from step to step.
         def body(carry: Any, now: Any) -> Any:
             inner, _, rest = carry
-            live = _merge(graph, params, rngs, sown, rest)
+            live = _merge(graph, alike, rngs, sown, rest)
             inner, shown = wrap(functools.partial(live, **keywords))(inner, now)
             nnx.pop(live, nnx.Intermediate)
             parts: Any = nnx.split(live, nnx.Param, nnx.RngState, ...)
-            return (inner, *parts[2:]), shown
+            return (inner, parts[2], mesh_axes.vary(parts[3], mesh)), shown
 
+        # Cast here and not in the loop, parameters have their gradients summed over the mesh once and not at every step.
+        mesh = mesh_axes.of(carry)
+        alike, state = mesh_axes.vary((params, rest), mesh)
         front = tuple(
             None if leaf is None else jnp.moveaxis(leaf, axis, 0) for leaf, axis in zip(xs, axes, strict=True)
         )
-        (carry, used, new), outputs = jax.lax.scan(body, (carry, rngs, rest), front, **loop)
+        (carry, used, new), outputs = jax.lax.scan(body, (carry, rngs, state), front, **loop)
         nnx.update(cell, used, new)
         return carry, jnp.moveaxis(outputs, 0, axes[0])
 
     output = _step_output(cell, initial, jax.ShapeDtypeStruct(shape, x.dtype))
-    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start)
+    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start, parts[1:])
 
 
 def _step_output(cell: nnx.RNNCellBase, state: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
