@@ -360,7 +360,7 @@ def test_a_changed_parameter_and_a_changed_nonlocal_are_seen():
         return jnp.where(a > 0, a, slope * a)
 
     layer = flax_srnn.nnx.SimpleRNN(3, 4, activation=act, rngs=nnx.Rngs(0))
-    params = layer.params()
+    params = layer._params()
     for slope in (0.1, 0.9):
         act.slope[...] = jnp.array(slope)
         expected = simple_rnn(params, X, activation=flax_srnn.activations.LeakyReLU(slope))[0]
