@@ -239,20 +239,6 @@ OF_EXPLICIT_AXES = [
         "return PartitionSpec(), final, outputs",
         ("test_explicit_axes.py::test_recorded_states_go_through_a_loop",),
     ),
-    Mutation(
-        "explicit-axes-of-the-context-are-not-seen",
-        AXES,
-        "jax.tree.leaves(arrays)), jax.sharding.get_abstract_mesh())",
-        "jax.tree.leaves(arrays)),)",
-        ("test_explicit_axes.py",),
-    ),
-    Mutation(
-        "truncated-with-explicit-axes",
-        "truncated.py",
-        "mesh_axes.compiler_divides(run, (cell, steps, initial), lambda: sequence.specs(cell, steps))",
-        "run(cell, steps, initial)",
-        ("test_explicit_axes.py::test_truncation_sweeps_and_second_derivatives",),
-    ),
 ]
 
 OF_THE_LOOP = [

@@ -200,12 +200,24 @@ def test_truncation_sweeps_and_second_derivatives():
 
     programs = {
         "truncated": jax.jit(jax.grad(lambda params, x: total(truncated_rnn(params, x, 2)))),
+        "truncated, outside of jit": lambda params, x: truncated_rnn(params, x, 2),
         "sweeps": chunked.sweeps,
         "second": jax.jit(second),
     }
     for program in programs.values():
         expected = jax.tree.map(np.asarray, program(PARAMS, X))
         assert_close(program(PARAMS, put(X, "data")), expected, 1e-4)
+
+
+def test_arrays_on_no_mesh_under_set_mesh():
+    """What we make ourselves is on the mesh then, and JAX asks for types all the same."""
+    layer = SimpleRNN(4, dropout=0.5, seed=1, return_sequences=True)
+    grads = jax.jit(jax.grad(lambda params, x: total(layer.apply({"params": params}, x, training=True))))
+    x = jnp.asarray(X)
+    expected = jax.tree.map(np.asarray, (grads(PARAMS, x), simple_rnn(PARAMS, x)))
+    with jax.set_mesh(MESH):
+        assert_close((grads(PARAMS, x), simple_rnn(PARAMS, x)), expected, 1e-4)
+        assert_close(grads(by_units(PARAMS), x), expected[0], 1e-4)
 
 
 def test_an_activation_that_holds_arrays_on_the_mesh_is_refused():

@@ -103,6 +103,6 @@ def spec(x: jax.Array) -> tuple[Any, ...]:
 
 
 def _explicit(arrays: Any) -> Any:
-    """The mesh of the arrays of a tree, or of the context, if it has Explicit axes."""
+    """The mesh of the arrays of a tree, or of the context (which oldest JAX gives to results only), if it has Explicit axes."""
     meshes = (*(jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)), jax.sharding.get_abstract_mesh())
     return next((mesh for mesh in meshes if mesh.explicit_axes), None)
