@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from flax_srnn.core import implementations, parallel_in_time, sequence
+from flax_srnn.core import implementations, mesh_axes, parallel_in_time, sequence
 from flax_srnn.core.parallel_in_time import Chunked as Chunked
 from flax_srnn.validation import describe
 
@@ -40,6 +41,10 @@ def sweeps(params: Mapping[str, Any], inputs: ArrayLike, **options: Any) -> jax.
     if not isinstance(how, Chunked):
         raise ValueError(f"`implementation` must be a Chunked here, or left out, got {describe(how)}.")
     call = sequence.check(params, inputs, implementation=how, **options)
-    problem, _ = sequence.pack(*call)
-    how.check(problem)
-    return parallel_in_time.solve(how, problem)[2]
+
+    def count(*call: Any) -> jax.Array:
+        problem, _ = sequence.pack(*call)
+        how.check(problem)
+        return parallel_in_time.solve(how, problem)[2]
+
+    return mesh_axes.compiler_divides(count, call, PartitionSpec)

@@ -6,6 +6,7 @@ constant (Williams & Peng 1990, with k₁ = k₂ = K): a loss reaches back K ste
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flax_srnn import validation
-from flax_srnn.core import sequence
+from flax_srnn.core import mesh_axes, sequence
+from flax_srnn.core.cell import Cell
+from flax_srnn.core.sequence import Steps
 
 __all__ = ["truncated_rnn"]
 
@@ -67,6 +70,11 @@ def truncated_rnn(
         raise TypeError(f"truncated_rnn() has no argument `{meaningless[0]}`: it has no meaning piece by piece.")
     flags = {"mask": mask, "seq_lengths": seq_lengths, "resets": resets}
     cell, steps, initial, _ = sequence.check(params, inputs, initial_state=initial_state, **flags, **options)
+    run = functools.partial(_run, size)
+    return mesh_axes.compiler_divides(run, (cell, steps, initial), lambda: sequence.specs(cell, steps))
+
+
+def _run(size: int, cell: Cell, steps: Steps, initial: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     # Over no steps, the final state is the initial one, wherever that comes from.
     initial, nothing = sequence.run(cell, steps.window(0, 0), initial)
 

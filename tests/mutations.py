@@ -214,6 +214,38 @@ OF_WHAT_ACTIVATIONS_HOLD = [
     ),
 ]
 
+AXES = "core/mesh_axes.py"
+OF_EXPLICIT_AXES = [
+    Mutation(
+        "results-of-explicit-axes-are-replicated",
+        SEQUENCE,
+        "final, outputs = [*rows, units], [*rows, units]",
+        "final, outputs = [None for _ in rows] + [None], [None for _ in rows] + [None]",
+        ("test_explicit_axes.py::test_every_implementation",),
+    ),
+    Mutation(
+        "an-axis-for-rows-and-units",
+        SEQUENCE,
+        "    if not taken.isdisjoint(units if isinstance(units, tuple) else (units,)):",
+        "    if False:",
+        ("test_explicit_axes.py::test_other_dimensions_are_sharded",),
+    ),
+    Mutation(
+        "states-of-other-cells-are-not-sharded",
+        SEQUENCE,
+        "mesh_axes.sharded_by(mesh_axes.vary(arrays, axes), rows)",
+        "mesh_axes.vary(arrays, axes)",
+        ("test_explicit_axes.py::test_linen_layers_under_set_mesh",),
+    ),
+    Mutation(
+        "recorded-states-are-not-sharded",
+        "layers/driving.py",
+        "return final, final, outputs",
+        "return PartitionSpec(), final, outputs",
+        ("test_explicit_axes.py::test_recorded_states_go_through_a_loop",),
+    ),
+]
+
 OF_THE_LOOP = [
     Mutation("plain-scan-always-forwards", LOOP, "reverse=p.reverse, unroll=p.unroll)", "unroll=p.unroll)", GOLDEN),
     Mutation(
@@ -640,7 +672,7 @@ OF_SEQUENCES = [
     Mutation(
         "other-cells-hold-zeros-that-vary-over-nothing",
         SEQUENCE,
-        "mesh_axes.vary((state, jnp.zeros(output.shape, output.dtype)), axes)",
+        "carried((state, jnp.zeros(output.shape, output.dtype)))",
         "(state, jnp.zeros(output.shape, output.dtype))",
         ("test_sharding.py::test_shard_map_of_any_cell",),
     ),
@@ -1552,6 +1584,7 @@ OF_INTEROP = [
 MUTATIONS = [
     *OF_ONE_STEP,
     *OF_WHAT_ACTIVATIONS_HOLD,
+    *OF_EXPLICIT_AXES,
     *OF_THE_LOOP,
     *OF_ACTIVATIONS,
     *OF_THE_SOLVER,

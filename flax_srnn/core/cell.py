@@ -104,7 +104,7 @@ def under_flags(
 
 def blanked(x: Any, used: jax.Array | None, fill: float = 0.0) -> Any:
     """x, an array or a tree, `fill` where not `used`: what stands in a masked step may be NaN, and must reach no product."""
-    return x if used is None else select(used, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, fill), x))
+    return x if used is None else select(used, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, fill, shape=()), x))
 
 
 def sheltered(cell: Cell, used: jax.Array | None) -> Cell:

@@ -53,11 +53,19 @@ def trace(activation: Callable[[jax.Array], jax.Array], example: jax.Array) -> t
     """The activation for arrays like `example` (B, U), and the arrays that it holds.
 
     Raises:
-      ValueError: it returns something else than an array like the one it is given.
+      ValueError: it returns something else than an array like the one it is given, or holds one on a mesh of Explicit axes.
       TypeError: it has a derivative of its own that holds traced arrays.
     """
-    # A function of its own: what `make_jaxpr` remembers of `activation` may be stale.
-    closed, result = jax.make_jaxpr(lambda a: activation(a), return_shape=True)(example)
+    try:
+        # A function of its own: what `make_jaxpr` remembers of `activation` may be stale.
+        closed, result = jax.make_jaxpr(lambda a: activation(a), return_shape=True)(example)
+    except ValueError as error:
+        if "context mesh" not in str(error):
+            raise
+        raise ValueError(
+            "`activation` holds an array on a mesh with Explicit axes, where the recurrence runs on Auto axes: make the mesh "
+            "with axis_types=(jax.sharding.AxisType.Auto, ...), or hold an array that is on no mesh."
+        ) from error
     validation.activation(result, example.shape, example.dtype)
     held = tuple(x if isinstance(x, jax.Array) else jnp.asarray(x) for x in closed.consts)
     wider = mesh_axes.like(example, (example, held))

@@ -1,13 +1,20 @@
-"""Which axes of a mesh an array varies over, inside `shard_map`. Elsewhere all of this does nothing."""
+"""What the types of arrays say about a mesh; where they say nothing, all of this does nothing.
+
+Inside `shard_map`, which of its axes an array varies over. On a mesh with Explicit axes, how an array is sharded: there JAX asks
+for the sharding of every result that it cannot tell. We tell that of what is returned, and leave what is between to the compiler.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
-__all__ = ["alike", "like", "of", "vary"]
+__all__ = ["alike", "compiler_divides", "like", "of", "rows_of", "sharded_by", "spec", "vary"]
 
 
 def alike(arrays: Any) -> Any:
@@ -48,3 +55,54 @@ def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
     if hasattr(lax, "pcast"):
         return either.pcast(x, missing, to="varying")
     return either.pvary(x, missing)
+
+
+# --- Explicit axes -----------------------------------------------------------------------------------------------------
+
+
+def compiler_divides(function: Callable[..., Any], arguments: tuple[Any, ...], specs: Callable[[], Any]) -> Any:
+    """`function(*arguments)`, as if the axes of the arguments' mesh were Auto.
+
+    A cotangent is sharded as its argument: also of a custom derivative, whose functions see Auto axes only.
+
+    Args:
+      specs: the PartitionSpec of every result.
+    """
+    mesh = _explicit(arguments)
+    if mesh is None:
+        return function(*arguments)
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs(), is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    return jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=shardings)(*arguments)
+
+
+def rows_of(x: jax.Array, others: tuple[int, ...]) -> jax.Array | None:
+    """If `x` has Explicit axes, an array that is sharded as its rows are: `x` without the dimensions `others`."""
+    return None if _explicit(x) is None else jnp.sum(x, others) == 0
+
+
+def sharded_by(arrays: Any, rows: jax.Array | None) -> Any:
+    """The arrays (*batch, …) of a tree, sharded as `rows` (*batch) if there is one, and over no other axes."""
+    if rows is None:
+        return arrays
+    sharding = NamedSharding(jax.typeof(rows).sharding.mesh, PartitionSpec(*spec(rows)))
+
+    def sharded(x: jax.Array) -> jax.Array:
+        # What is not on the mesh yet comes there by an operation: outside of `jit` and `jax.set_mesh`, JAX needs an operand.
+        x = jnp.where(jnp.expand_dims(rows, range(rows.ndim, x.ndim)), x, x)
+        return jax.sharding.reshard(x, sharding)
+
+    return jax.tree.map(sharded, arrays)
+
+
+def spec(x: jax.Array) -> tuple[Any, ...]:
+    """Over which Explicit axes each dimension of `x` is sharded."""
+    entries = tuple(jax.typeof(x).sharding.spec)
+    return entries + (None,) * (x.ndim - len(entries))
+
+
+def _explicit(arrays: Any) -> Any:
+    """The mesh of the arrays of a tree, or of the context (which oldest JAX gives to results only), if it has Explicit axes."""
+    meshes = (*(jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)), jax.sharding.get_abstract_mesh())
+    return next((mesh for mesh in meshes if mesh.explicit_axes), None)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
@@ -44,6 +45,7 @@ __all__ = [
     "scan_cell",
     "segment_ends",
     "simple_rnn",
+    "specs",
 ]
 
 
@@ -266,6 +268,28 @@ def run(
     cell: Cell, steps: Steps, initial_state: jax.Array | None, reset_state: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(final state (*batch, U), outputs) of a simple RNN: `Call`, processed."""
+    return mesh_axes.compiler_divides(
+        _run, (cell, steps, initial_state, reset_state), functools.partial(specs, cell, steps)
+    )
+
+
+def specs(cell: Cell, steps: Steps) -> tuple[PartitionSpec, PartitionSpec]:
+    """How (final state, outputs) are sharded over Explicit axes: rows as the inputs, units as the recurrent kernel's."""
+    entries = mesh_axes.spec(steps.inputs)
+    rows = entries[1:-1] if steps.options.time_major else entries[:-2]
+    taken = {axis for entry in rows for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    units = mesh_axes.spec(cell.recurrent_kernel)[-1]
+    if not taken.isdisjoint(units if isinstance(units, tuple) else (units,)):
+        units = None
+    final, outputs = [*rows, units], [*rows, units]
+    if steps.options.return_sequences:
+        outputs.insert(steps.time_axis, None)
+    return PartitionSpec(*final), PartitionSpec(*outputs)
+
+
+def _run(
+    cell: Cell, steps: Steps, initial_state: jax.Array | None, reset_state: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     problem, dtype = pack(cell, steps, initial_state, reset_state)
     implementation = steps.options.implementation or implementations.DEFAULT
     implementation.check(problem)
@@ -364,6 +388,12 @@ def scan_cell(
     options, axis = steps.options, steps.time_axis
     axes = mesh_axes.of((state, reset_state, steps, variables))
 
+    rows = mesh_axes.rows_of(steps.inputs, (axis, -1))
+
+    def carried(arrays: Any) -> Any:
+        """Arrays (*batch, …) of the types that a loop asks of what goes from step to step."""
+        return mesh_axes.sharded_by(mesh_axes.vary(arrays, axes), rows)
+
     def wrap(step: Callable[[Any, jax.Array], tuple[Any, jax.Array]]) -> Callable[..., Any]:
         def body(carry: tuple[Any, jax.Array], now: tuple[jax.Array, Any, Any]) -> tuple[Any, jax.Array]:
             state, held = carry
@@ -373,14 +403,14 @@ def scan_cell(
                 lambda state: step(blanked(state, used, HARMLESS), x), state, used, reset, reset_state
             )
             held = output if used is None else select(used, output, held)
-            state, held = mesh_axes.vary((state, held), axes)
+            state, held = carried((state, held))
             return (state, held), blanked(output, used) if options.zero_output_for_mask else held
 
         return body
 
     (final, held), outputs = scan(
         wrap,
-        mesh_axes.vary((state, jnp.zeros(output.shape, output.dtype)), axes),
+        carried((state, jnp.zeros(output.shape, output.dtype))),
         (steps.inputs, steps.mask, steps.resets),
         (axis, len(steps.batch), len(steps.batch)),
         reverse=bool(options.go_backwards),

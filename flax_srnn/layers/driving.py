@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from flax_srnn import activations, validation
-from flax_srnn.core import sequence
+from flax_srnn.core import mesh_axes, sequence
 from flax_srnn.core.cell import Cell, advance, project
 from flax_srnn.core.implementations import short_form
 from flax_srnn.core.parameters import draw_masks
@@ -187,11 +188,23 @@ def drive_simple(cell: SimpleCell, steps: Steps, start: Start) -> tuple[jax.Arra
     hidden = (*steps.batch, int(o.units))
     initial = jnp.zeros((), w.kernel.dtype) if w.initial_state is None else w.initial_state
     initial = jnp.broadcast_to(initial, hidden)
+    initial = mesh_axes.sharded_by(initial, mesh_axes.rows_of(inputs, (steps.time_axis, -1)))
     state = initial if start.state is None else _cast(o, start.state)
-    final, outputs = sequence.run(
-        _cell(o, w, dropout, inputs, steps.batch), steps, state, initial if start.recorded else None
-    )
-    return initial.astype(final.dtype), final, outputs
+    arrays = _cell(o, w, dropout, inputs, steps.batch)
+
+    def run(
+        cell: Cell, steps: Steps, state: jax.Array, reset_state: jax.Array | None, initial: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        final, outputs = sequence.run(cell, steps, state, reset_state)
+        return initial.astype(final.dtype), final, outputs
+
+    def specs() -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+        # The initial state has the type of the final one in every respect: recorded, it can go through a loop.
+        final, outputs = sequence.specs(arrays, steps)
+        return final, final, outputs
+
+    arguments = arrays, steps, state, initial if start.recorded else None, initial
+    return mesh_axes.compiler_divides(run, arguments, specs)
 
 
 def drive_any(
