@@ -1058,7 +1058,7 @@ OF_LINEN = [
         "linen/layers.py",
         '"_deep_clone": True, ',
         "",
-        ("test_lifted.py::test_both_directions_around_a_layer_that_the_model_shares",),
+        ("test_lifted.py::test_the_default_backward_layer_has_cells_of_its_own",),
     ),
     Mutation(
         "linen-keywords-dropped-by-vmap",
@@ -1087,6 +1087,13 @@ OF_LINEN = [
         "numbers.get(str(i)) for i in range(len(node))",
         "numbers.get(str(i)) for i in sorted(range(len(node)), key=str)",
         ("test_states.py::test_states_restored_without_a_target",),
+    ),
+    Mutation(
+        "integers-wrap-round-in-a-step",
+        "core/cell.py",
+        "return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)",
+        "return x",
+        ("test_simple_rnn.py::test_steps_of_narrow_integers",),
     ),
     Mutation(
         "lengths-in-their-own-dtype",

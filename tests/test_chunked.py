@@ -31,7 +31,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", cases.thinned(CASES, 6), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(CASES, 5), ids=str)
 def test_values_and_gradients(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, **EXACT)
@@ -40,7 +40,7 @@ def test_values_and_gradients(case):
     assert_derivative(problem, grads)
 
 
-@pytest.mark.parametrize("case", cases.thinned([*cases.SINGLE[4::2], *cases.DRAWN[:8]], 7), ids=str)
+@pytest.mark.parametrize("case", cases.thinned([*cases.SINGLE[4::2], *cases.DRAWN[:8]], 5), ids=str)
 def test_values(case):
     problem = case.problem()
     returned = call(simple_rnn, problem, unroll=case.unroll, **EXACT)

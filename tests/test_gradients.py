@@ -27,7 +27,7 @@ EVERYTHING = replace()
 # --- every combination of options --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", cases.thinned(cases.SINGLE[:3] + cases.DRAWN[30:], 6), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(cases.SINGLE[:3] + cases.DRAWN[30:], 5), ids=str)
 def test_every_gradient(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll)
@@ -180,7 +180,7 @@ def soiled(inputs, mask):
     return (np.where(mask[..., None], inputs, filling).astype(inputs.dtype) for filling in (0, dirt))
 
 
-@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 6))
+@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 5))
 def test_masked_steps_reach_nothing(activation):
     """Outputs and all gradients are finite, and the same as with zeros there to the last bit."""
     case = replace(activation=activation, go_backwards=activation < "m", return_sequences=activation != "tanh")
@@ -206,7 +206,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", cases.thinned(LAYERS, 3))
+@pytest.mark.parametrize("name", cases.thinned(LAYERS, 2))
 def test_masked_steps_reach_nothing_in_layers(name):
     """Padding on the right, on the left, between, and rows without a used step."""
     rng = np.random.default_rng(0)

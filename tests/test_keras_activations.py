@@ -56,7 +56,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", cases.thinned(MODELS, 4))
+@pytest.mark.parametrize("name", cases.thinned(MODELS, 2))
 def test_files(name, tmp_path):
     model, x = randomised(keras.Sequential(real_input(*MODELS[name]()))), reals()
     expected = model(x)

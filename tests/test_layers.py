@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import thinned
 from models import KEY, LENGTHS, MASK, RESETS, B, F, T, U, X, check_tree, close, drawn, parameters, run, same, shapes
 
 from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells, compute_mask, simple_rnn
@@ -101,7 +102,7 @@ def returned(layer, inputs=X):
         (functools.partial(RNN, [StackedRNNCells([SimpleRNNCell(U), nn.LSTMCell(6)])]), [(LAST, PAIR)], 6),
     ],
 )
-@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("sequences", thinned([False, True], 1))
 def test_returns(make, states, width, sequences):
     output = (B, T, width) if sequences else (B, width)
     layer = make(return_sequences=sequences, return_state=True)

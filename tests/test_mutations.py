@@ -19,6 +19,11 @@ def functions(file):
     return {node.name for node in ast.walk(ast.parse((TESTS / file).read_text())) if isinstance(node, ast.FunctionDef)}
 
 
+@functools.cache
+def dumped(text):
+    return ast.dump(ast.parse(text))
+
+
 def test_names_are_unique():
     names = collections.Counter(mutation.name for mutation in mutations.MUTATIONS)
     assert [name for name, count in names.items() if count > 1] == []
@@ -29,8 +34,7 @@ def test_names_are_unique():
 def test_a_mutation_fits(mutation):
     text = (HOUSE / mutation.file).read_text()
     assert text.count(mutation.old) == 1
-    changed = ast.parse(mutation.applied(text))
-    assert ast.dump(changed) != ast.dump(ast.parse(text)), "only the layout changes"
+    assert ast.dump(ast.parse(mutation.applied(text))) != dumped(text), "only the layout changes"
     assert mutation.tests
     for test in mutation.tests:
         file, *names = test.split("::")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import thinned
 from flax import nnx
 from nnx_twins import B, F, T, U, numbers
 
@@ -145,7 +146,7 @@ def plain():
     }
 
 
-@pytest.mark.parametrize("name", plain())
+@pytest.mark.parametrize("name", thinned(plain(), 1))
 def test_training_may_be_traced(name):
     layer = plain()[name]
     quiet = layer(X, training=False)

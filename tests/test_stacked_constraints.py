@@ -294,7 +294,7 @@ def ensemble(units, axis=0, **options):
     return nnx.split_rngs(splits=N)(make)(nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("axis", cases.thinned([0, 1, -1], 2))
+@pytest.mark.parametrize("axis", cases.thinned([0, 1, -1], 1))
 def test_members_of_an_nnx_ensemble(axis):
     """By an optimizer with the tree of the whole, or with that of one member."""
     alone = fnnx.collect_constraints(fnnx.SimpleRNN(F, U, **NORMS, rngs=nnx.Rngs(1)))

@@ -165,21 +165,24 @@ def cell_step(
     >>> output.tolist()
     [4.0, 5.0]
     """
-    w = validation.weights(params)
+    # Integers are computed as floats: in their own dtype products would wrap round.
+    w = jax.tree.map(_floating, validation.weights(params))
     function = activations.get(activation)
     validation.precision(precision)
-    x = validation.step_inputs("x", x)
+    x = _floating(validation.step_inputs("x", x), w.kernel.dtype)
     validation.features(x, w.kernel.shape[0], "x")
     hidden = (*x.shape[:-1], w.kernel.shape[1])
-    cell = Cell(
-        w.kernel,
-        w.recurrent_kernel,
-        w.bias,
+    masks = (
         validation.optional("input_dropout_mask", input_dropout_mask, x.shape, "(*batch, F)"),
         validation.optional("recurrent_dropout_mask", recurrent_dropout_mask, hidden, "(*batch, U)"),
-        function,
-        precision,
     )
+    d_x, d_h = jax.tree.map(lambda mask: _floating(mask, w.kernel.dtype), masks)
+    cell = Cell(w.kernel, w.recurrent_kernel, w.bias, d_x, d_h, function, precision)
     output = advance(cell, validation.shaped("state", state, hidden, "(*batch, U)"), project(cell, x))
     validation.activation(output, hidden)
     return output, output
+
+
+def _floating(x: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """x, in `dtype` if it holds integers or flags."""
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
