@@ -164,6 +164,7 @@ def loss(slope, params=PARAMS, x=X, mask=MASK, **options):
     return jnp.sin(simple_rnn(params, x, mask=mask, activation=leaky(slope), **options)[1]).sum()
 
 
+@pytest.mark.slow
 def test_vmap_over_what_is_held():
     slopes = jnp.array([0.1, 0.2])
     each = jnp.stack([jax.grad(loss)(slope) for slope in slopes])
@@ -171,7 +172,7 @@ def test_vmap_over_what_is_held():
     assert_close(jax.grad(lambda s: jax.vmap(loss)(s).sum())(slopes), each, 1e-5)
 
 
-@pytest.mark.parametrize("rows", [True, False], ids=["a row's own", "replicated"])
+@pytest.mark.parametrize("rows", cases.thinned([True, False], 1), ids=["a row's own", "replicated"])
 @pytest.mark.parametrize("implementation", cases.thinned(["scan", "autodiff"], 1))
 def test_shard_map(rows, implementation):
     """What is held varies over the mesh as the inputs do, or is the same everywhere."""
@@ -210,6 +211,7 @@ def test_the_parallel_solver_asks_for_what_varies():
     assert_close((value, grad), jax.value_and_grad(loss)(0.3), 1e-5)
 
 
+@pytest.mark.slow
 def test_truncated_backpropagation():
     def total(function, slope):
         return jnp.sin(function(PARAMS, X, mask=MASK, activation=leaky(slope))[1]).sum()

@@ -210,7 +210,7 @@ def test_implementation_of_another_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", cases.thinned(cases.DRAWN[:6], 2), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(cases.DRAWN[:6], 1), ids=str)
 def test_implementation_against_scan(case, python_loop):
     """Values and all gradients, with dirt in the masked steps."""
     problem = case.problem()
@@ -422,6 +422,7 @@ def test_leaky_cell_in_half_precision(cells):
     assert RNN(linen(U, **half, dtype=jnp.float32)).init_with_output(jax.random.key(0), x)[0].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_leaky_cell_has_the_options_of_the_simple_one(cells):
     """Dropout, with one mask for all steps; penalties and constraints."""
     linen, live = cells
