@@ -377,7 +377,7 @@ def compilations(caplog, call):
     return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
 
 
-@pytest.mark.parametrize("implementation", [None, "autodiff", "chunked"])
+@pytest.mark.parametrize("implementation", cases.thinned([None, "autodiff", "chunked"], 1))
 def test_a_program_is_compiled_once(caplog, implementation):
     act, other = Attribute(), Attribute()
     call = functools.partial(first, implementation=implementation)

@@ -124,7 +124,7 @@ def test_precision_reaches_every_product(precision, activation):
 
 
 @pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 2), ids=name)
-@pytest.mark.parametrize("implementation", ["scan", "autodiff"])
+@pytest.mark.parametrize("implementation", cases.thinned(["scan", "autodiff"], 1))
 def test_strict_promotion(dtype, implementation):
     """Equal dtypes in, and nowhere do two different ones meet: forward, backward, recomputed, second order."""
     params, inputs, arrays, flags, options = EVERYTHING.problem()

@@ -118,6 +118,7 @@ def test_what_a_page_names_is_there(page):
 # --- an activation -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_activation(tmp_path):
     """Without the page's change its program ends at the name; with it, it runs, and the benchmark goes over the name."""
     with pytest.raises(ValueError, match="`activation` is the unknown name 'arctan'"):

@@ -272,7 +272,7 @@ def test_call_arguments_by_position(name):
         close(kind.apply(variables, X, **GIVEN), by_position)
 
 
-@every
+@pytest.mark.parametrize("name", thinned(LAYERS, 2))
 @pytest.mark.parametrize("lift", thinned(["vmap", "batched copies"], 1))
 def test_vmap_hands_on_what_is_given_by_name(name, lift):
     """`nn.vmap` itself drops keyword arguments, a mask, say, without a word."""

@@ -20,7 +20,7 @@ from flax_srnn import RNN, Bidirectional, Scan, SimpleRNN, SimpleRNNCell, simple
 
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
-both = pytest.mark.parametrize("implementation", ["scan", "autodiff"])
+both = pytest.mark.parametrize("implementation", cases.thinned(["scan", "autodiff"], 1))
 
 
 @pytest.fixture
