@@ -200,7 +200,10 @@ def _distance(typed: str, name: str) -> float:
 
 
 def _typing_errors(a: str, b: str) -> int:
-    """How many letters are missing, too many or wrong: the distance of Levenshtein (1966)."""
+    """How many letters are missing, too many or wrong: the distance of Levenshtein (1966).
+
+    The ratio of `difflib` does not do: it holds "uniform" to be as near to "unit_norm" as "rleu" is to "relu".
+    """
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
         above, row = row, [i]

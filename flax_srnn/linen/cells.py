@@ -48,7 +48,7 @@ class Checked(nn.Module):
         # Transforms such as `nn.vmap` make a subclass whose call drops keyword arguments without a word.
         call: Any = cls.__dict__.get("__call__")
         if hasattr(call, "__wrapped__"):
-            cls.__call__ = _by_position(call)  # type: ignore[method-assign]
+            cls.__call__ = _by_position(call)  # type: ignore[method-assign]  # the class is being made
         super().__init_subclass__(**keywords)
 
     def __post_init__(self) -> None:
@@ -143,9 +143,10 @@ class SimpleCellModule(Checked):
             return None
         seeded = None if self.has_rng("dropout") else options.seed_key(self, self.path)
         if seeded is None and not (self.has_rng("dropout") or self.has_rng("params")):  # Flax's stand-in for any stream
+            streams = sorted(self.scope.rngs) if self.scope else []
             raise InvalidRngError(
                 f"{type(self).__name__} at {'/'.join(self.path) or 'the top'} drops in training and needs a key: pass "
-                f'rngs={{"dropout": key}} to `apply`, which got the streams {sorted(self.scope.rngs)}, or construct the layer '  # type: ignore[union-attr]
+                f'rngs={{"dropout": key}} to `apply`, which got the streams {streams}, or construct the layer '
                 "with `seed`. Where `training` is traced, as under nn.remat and nn.jit, it is needed in any case."
             )
         return Dropout(self.make_rng("dropout") if seeded is None else seeded, training)

@@ -1,8 +1,9 @@
 """The layers for Flax Linen: options and states around the cells.
 
 A layer's own cells share its scope, so `SimpleRNN(8)` and `RNN(SimpleRNNCell(8))` have the same parameters, and several
-cells are "cells_0", "cells_1", … below it; a cell that the model shares stays where its parent has it. A stack is driven cell by cell, each over the whole sequence: that gives the same
-numbers as step by step, and every SimpleRNNCell runs in the fast loop.
+cells are "cells_0", "cells_1", … below it; a cell that the model shares stays where its parent has it. A stack is driven cell
+by cell, each over the whole sequence: that gives the same numbers as step by step, and every SimpleRNNCell runs in the fast
+loop.
 """
 
 from __future__ import annotations
@@ -46,11 +47,6 @@ class _Recurrent(Checked):
           ValueError: no state was recorded yet and no `batch_size` is given; `states` does not fit in count, shape or dtype.
         """
         return driving.reset(self, variables, states, batch_size, self._carry)
-
-    @nn.nowrap
-    def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
-        """The collection "carry" of this layer for a batch shape, all zeros."""
-        raise NotImplementedError  # every layer below has its own
 
 
 class _Layer(_Recurrent):
@@ -172,6 +168,7 @@ class SimpleRNN(SimpleCellModule, _Layer, options.SimpleRNNOptions):
 
     @nn.nowrap
     def _carry(self, batch: tuple[int, ...]) -> dict[str, Any]:
+        """The collection "carry" for a batch shape, all zeros."""
         return {_states.NAME: (driving.zero_carry(self, (*batch, 1)),)}
 
 
