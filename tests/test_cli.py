@@ -96,6 +96,7 @@ def test_train_writes_numbered_runs_with_everything_in_them(here, capsys):
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["sunspots-1", "sunspots-2"]
 
 
+@pytest.mark.slow
 def test_a_config_of_the_users_own(here, capsys):
     Path("mine.py").write_text(
         "from flax_srnn.training.config import SunspotsConfig\n"
@@ -105,6 +106,7 @@ def test_a_config_of_the_users_own(here, capsys):
     assert json.loads(Path("runs/mine-1/config.json").read_text())["seed"] == 5
 
 
+@pytest.mark.slow
 def test_validate_prints_errors_and_saves_nothing(here, capsys):
     before = contents(here)
     assert main([*TINY, "--validate"]) == 0

@@ -174,7 +174,7 @@ def _nnx_layers():
     return lambda x: nnx.merge(graph, variables)(x, training=False)
 
 
-@pytest.mark.parametrize("make", [_linen_layers, _nnx_layers])
+@pytest.mark.parametrize("make", [_linen_layers, pytest.param(_nnx_layers, marks=pytest.mark.slow)])
 def test_layers_with_symbolic_sizes(make):
     function = make()
     exported = export.export(jax.jit(function))(*_symbolic(f"b, t, {F}"))

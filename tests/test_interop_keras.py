@@ -159,6 +159,7 @@ def test_half_precision(policy, tmp_path, worst):
     np.testing.assert_array_equal(model.get_layer("rnn").get_weights()[0], kernel / 2)
 
 
+@pytest.mark.slow
 def test_double_precision(x64, tmp_path):
     """Against NumPy: Keras on JAX cannot run a float64 SimpleRNN."""
     model = of_policy("float64")

@@ -87,7 +87,7 @@ def test_a_fresh_layer_in_a_branch(make):
         branch(make(), True)
 
 
-@every
+@pytest.mark.parametrize("make", thinned(STATEFUL.values(), 2), ids=STATEFUL)
 def test_a_fresh_layer_in_jit_and_grad(make):
     """Where NNX lets a call add variables, it makes the states itself."""
     expected = called(make(), 2)[1]
