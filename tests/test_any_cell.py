@@ -161,7 +161,9 @@ def test_flax_rnn_drives_our_cell():
     check_tree(reverse.apply(inside, X), (state, y))
 
 
-@pytest.mark.parametrize("cell", [SimpleRNNCell(U), nn.LSTMCell(U), StackedRNNCells([SimpleRNNCell(6), nn.GRUCell(U)])])
+@pytest.mark.parametrize(
+    "cell", cases.thinned([SimpleRNNCell(U), nn.LSTMCell(U), StackedRNNCells([SimpleRNNCell(6), nn.GRUCell(U)])], 1)
+)
 def test_flax_rnn_agrees_about_lengths(cell):
     """At the steps that count, and in the final state; what Flax leaves in the padding differs."""
     ours = RNN(cell, return_sequences=True, return_state=True)
@@ -189,14 +191,14 @@ def test_flax_bidirectional_takes_our_cells():
     close(y[counts], np.asarray(z)[counts])
 
 
-@pytest.mark.parametrize(
-    "cells",
-    [
-        (SimpleRNNCell(6), SimpleRNNCell(U)),
-        (SimpleRNNCell(6), nn.LSTMCell(2), SimpleRNNCell(U)),
-        (StackedRNNCells([SimpleRNNCell(6), nn.LSTMCell(2)]), SimpleRNNCell(U)),
-    ],
-)
+CELLS_IN_ORDER = [
+    (StackedRNNCells([SimpleRNNCell(6), nn.LSTMCell(2)]), SimpleRNNCell(U)),
+    (SimpleRNNCell(6), nn.LSTMCell(2), SimpleRNNCell(U)),
+    (SimpleRNNCell(6), SimpleRNNCell(U)),
+]
+
+
+@pytest.mark.parametrize("cells", cases.thinned(CELLS_IN_ORDER, 1))
 def test_cell_by_cell_equals_step_by_step(cells):
     ours = RNN(list(cells), return_sequences=True, return_state=True)
     variables = drawn(ours, X)

@@ -664,9 +664,10 @@ def test_layer_without_variables_is_flax_own_error(layer, inputs):
         ({"inputs": X.tolist()}, {}),
         ({"inputs": X.astype(int)}, {}),
         ({"layer": SimpleRNN(np.int64(4))}, {}),
-        (
+        pytest.param(
             {"layer": SimpleRNN(4, unroll=np.uint8(200)), "inputs": np.ones((2, 300, 3))},
             {"inputs": np.ones((2, 300, 3))},
+            marks=pytest.mark.slow,
         ),
         ({"layer": SimpleRNN(np.array(4), unroll=np.array(2), seed=np.uint8(3))}, {}),
         ({"layer": SimpleRNN(jnp.array(4), use_bias=np.True_, dropout=np.float32(0.5), recurrent_dropout=1)}, {}),

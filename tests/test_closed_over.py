@@ -101,7 +101,7 @@ def test_gradients_are_slopes():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", cases.thinned([Scan(remat=True, tuning=cases.SMALL_BLOCKS), "chunked"], 1))
+@pytest.mark.parametrize("implementation", cases.thinned([Scan(remat=True, tuning=cases.SMALL_BLOCKS), "chunked"], 0))
 def test_second_derivatives_and_recomputed_states(implementation):
     problem = cases.Case(sizes=(6, 2, 4), mask=True, return_sequences=False).problem()
 
@@ -137,6 +137,7 @@ def test_a_masked_step_gives_nothing():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_a_rows_own_in_pieces():
     """Every row of the batch has a slope of its own, in all pieces of the parallel solver."""
     params, x = init_params(jax.random.key(0), 3, 4, dtype=jnp.float64), np.random.default_rng(0).normal(size=(2, 9, 3))
@@ -230,6 +231,7 @@ def test_truncated_backpropagation():
     assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_exported_with_a_symbolic_batch():
     (rows,) = jax.export.symbolic_shape("b")
     slope = jnp.array(0.3)  # concrete: a constant of the exported program

@@ -325,6 +325,7 @@ def test_leaky_cell_with_leak_1_is_the_simple_one(cells):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_leaky_cell_in_both_directions_and_its_gradient(cells):
     forward, _ = by_hand(PARAMS, LEAK, X, seq_lengths=LENGTHS)
     backward, _ = by_hand(PARAMS, LEAK, X, seq_lengths=LENGTHS, go_backwards=True)
@@ -407,6 +408,7 @@ def test_leaky_cell_checks_its_field(cells, leak, error, message):
         keras.to_config(RNN(linen(U)))
 
 
+@pytest.mark.slow
 def test_leaky_cell_in_half_precision(cells):
     """Rounded at every step; and a step that would change the dtype of its state is JAX's error."""
     linen, _ = cells

@@ -54,7 +54,7 @@ SEVERAL_BLOCKS = [
 """Two whole blocks; two and a rest of one step; one and a rest."""
 
 
-@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 3), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 2), ids=str)
 def test_several_blocks(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, implementation=Scan(tuning=cases.SMALL_BLOCKS))
@@ -63,7 +63,7 @@ def test_several_blocks(case):
 
 
 @pytest.mark.parametrize("remat", cases.thinned([True, False], 1))
-@pytest.mark.parametrize("case", SEVERAL_BLOCKS[1:3], ids=str)
+@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS[1:3], 1), ids=str)
 def test_recomputed_states(case, remat):
     """Only the final state is returned: the states between are stored, or one in every block is."""
     problem = dataclasses.replace(case, return_sequences=False).problem()
@@ -123,7 +123,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 2), ids=str)
+@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 1), ids=str)
 def test_second_derivatives(pair):
     case, remat = pair
     problem = case.problem()
@@ -180,7 +180,7 @@ def soiled(inputs, mask):
     return (np.where(mask[..., None], inputs, filling).astype(inputs.dtype) for filling in (0, dirt))
 
 
-@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 5))
+@pytest.mark.parametrize("activation", cases.thinned(activations.NAMES, 3))
 def test_masked_steps_reach_nothing(activation):
     """Outputs and all gradients are finite, and the same as with zeros there to the last bit."""
     case = replace(activation=activation, go_backwards=activation < "m", return_sequences=activation != "tanh")

@@ -193,8 +193,9 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "layer"), list(zip([Compact, WithSetup] * 3, LAYERS, strict=True)))
-def test_shared_layer_has_one_set_of_parameters(model, layer):
+@pytest.mark.parametrize("pair", thinned(zip([Compact, WithSetup] * 3, LAYERS, strict=True), 4))
+def test_shared_layer_has_one_set_of_parameters(pair):
+    model, layer = pair
     variables = drawn(layer, X)
     inside = {"params": {"inner": variables["params"]}}
     assert shapes(jax.eval_shape(model(layer, rounds=2).init, KEY, X)) == shapes(inside)

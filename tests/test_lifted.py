@@ -59,7 +59,7 @@ def loss(model, variables, *inputs):
 PENALISED = [(name, lift, compact) for name in MADE for lift in LIFTS for compact in (False, True)]
 
 
-@pytest.mark.parametrize("case", thinned(PENALISED, 6))
+@pytest.mark.parametrize("case", thinned(PENALISED, 4))
 def test_penalties_add_up_over_the_calls_of_a_pass(case):
     """The activity's of every call, those of the weights once, as in Keras; and nothing is left of an earlier pass."""
     name, lift, compact = case
@@ -168,7 +168,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("lift", [lambda cls: cls, *thinned([nn.remat, nn.jit], 0)], ids=["", "remat", "jit"])
-@pytest.mark.parametrize("name", thinned(CELLS, 3))
+@pytest.mark.parametrize("name", thinned(CELLS, 2))
 def test_a_shared_cell_has_one_set_of_parameters(name, lift):
     make = CELLS[name]
     alone = RNN(make())

@@ -118,7 +118,7 @@ _CASES = {
 }
 
 
-@pytest.mark.parametrize("case", cases.thinned(_CASES, 4))
+@pytest.mark.parametrize("case", cases.thinned(_CASES, 3))
 def test_simple_rnn_equals_linen(case):
     arguments, call = _CASES[case]
     x = numbers(B, T, F)
@@ -172,7 +172,7 @@ _PAIRS = {
 }
 
 
-@pytest.mark.parametrize("pair", cases.thinned(_PAIRS, 4))
+@pytest.mark.parametrize("pair", cases.thinned(_PAIRS, 3))
 def test_layers_of_cells_equal_linen(pair):
     linen, layer = _PAIRS[pair](**SEQUENCES)
     variables = twins(linen, layer)

@@ -231,7 +231,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", cases.thinned(OPTIMIZERS, 2))
+@pytest.mark.parametrize("optimizer", cases.thinned(OPTIMIZERS, 1))
 @pytest.mark.parametrize("options", cases.thinned(CONSTRAINTS, 3), ids=lambda options: "-".join(options))
 def test_constraints_equal_keras_after_several_steps(options, optimizer):
     """The same random gradients for Keras's optimizer and for Optax."""

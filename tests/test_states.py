@@ -348,7 +348,7 @@ def test_reset_states_of_both_directions():
         layer.reset_states(fresh, states[:2])
 
 
-@every
+@pytest.mark.parametrize("layer", thinned(STATEFUL.values(), 3), ids=STATEFUL)
 def test_states_for_another_batch(layer):
     """Trained with one batch, sampled with another."""
     x = laid_out(layer)

@@ -119,6 +119,7 @@ def test_scan_over_calls(implementation):
 
 
 @both
+@pytest.mark.slow
 def test_repeated_calls_compile_once(implementation):
     """Other values of the same shapes: under the user's jit nothing is traced again, and eagerly only the activation, alone."""
     traces = []

@@ -66,7 +66,7 @@ def values_and_gradients(function, arguments, *fixed, **options):
 PAIRS = [*((case, 3) for case in CASES), (CASES[2], 1), (CASES[3], 100)]
 
 
-@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 3), ids=str)
+@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 2), ids=str)
 def test_values_and_gradients_of_the_loop(pair):
     case, every = pair
     given, flags, options = arguments(case)
@@ -98,6 +98,7 @@ def test_no_steps_and_no_rows(shape):
     assert (state == 1).all()
 
 
+@pytest.mark.slow
 def test_training_on_pieces_learns():
     """One update per sequence, gradients cut every 5 of 40 steps: the echo of two steps ago is within reach."""
     import optax
