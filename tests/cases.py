@@ -18,7 +18,9 @@ from flax_srnn.core.tuning import Tuning
 
 # (T, F, U).
 TINY, ONE_FEATURE, WIDE = (7, 2, 4), (6, 1, 5), (5, 6, 12)
-SMALL_BLOCKS = Tuning(block_elements=1, block_steps=3, kernel_elements=72)
+SMALL_BLOCKS = Tuning(
+    whole_elements=0, block_elements=1, block_steps=3, hoisted_features=3, summed_products=0, gathered_products=0
+)
 """Blocks of at most three steps, so that a short sequence has several; inputs of `WIDE` projected a block at a time."""
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus", "silu", "softmax", None)
 

@@ -98,11 +98,17 @@ HAIKU = ("test_interop_flax.py::test_haiku_vanilla_rnn",)
 KERAS = ("test_interop_keras.py::test_predictions_equal_those_of_keras",)
 KERAS_FILES = ("test_keras_weights.py::test_load_weights_of_every_format",)
 SHARED = ("test_lifted.py::test_a_shared_cell_has_one_set_of_parameters",)
+FORMS = ("test_tuning.py::test_no_form_shows_in_a_result",)
+BORDERS = ("test_tuning.py::test_how_the_products_of_a_step_are_written",)
+GATHERS = ("test_tuning.py::test_when_the_backward_pass_gathers_by_step",)
+LIBRARY = ("test_performance.py::test_loops_and_products",)
+HOISTS = ("test_performance.py::test_the_projection_is_outside_the_loop_where_the_rule_says_so",)
 KERAS_LIVE = ("test_keras_configs.py::test_live_layers",)
 
 # --- the faults, from the ground up ------------------------------------------------------------------------------------
 
 CELL, LOOP, BLOCK = "core/cell.py", "core/recurrence.py", "core/blocks.py"
+PRODUCTS, TUNING = "core/products.py", "core/tuning.py"
 SOLVER, SEQUENCE, DRAW = "core/parallel_in_time.py", "core/sequence.py", "core/parameters.py"
 DRIVE, OPTIONS, STATES, PROJECTION = (
     "layers/driving.py",
@@ -117,15 +123,15 @@ OF_ONE_STEP = [
     Mutation(
         "kernel-transposed",
         CELL,
-        "jnp.dot(x, cell.kernel, p",
-        "jnp.dot(x, cell.kernel.T.reshape(-1, cell.kernel.shape[1]), p",
+        "cell.product(x, cell.kernel, ",
+        "cell.product(x, cell.kernel.T.reshape(-1, cell.kernel.shape[1]), ",
         STEP,
     ),
     Mutation(
         "recurrent-kernel-transposed",
         CELL,
-        "jnp.dot(recurrent, cell.recurrent_kernel,",
-        "jnp.dot(recurrent, cell.recurrent_kernel.T,",
+        "cell.product(recurrent, cell.recurrent_kernel,",
+        "cell.product(recurrent, cell.recurrent_kernel.T,",
         STEP,
     ),
     Mutation(
@@ -325,22 +331,22 @@ OF_THE_LOOP = [
     Mutation(
         "recurrent-dropout-mask-gradient-without-the-state",
         LOOP,
-        "(dot(deltas, recurrent_kernel_t) * s).sum(axis)",
-        "dot(deltas, recurrent_kernel_t).sum(axis)",
+        "(dot(deltas, recurrent_kernel_t, cell.precision) * s).sum(axis)",
+        "dot(deltas, recurrent_kernel_t, cell.precision).sum(axis)",
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation(
         "recurrent-kernel-not-transposed-in-the-gradient",
         LOOP,
-        "dot(_carried(delta), recurrent_kernel_t)",
-        "dot(_carried(delta), cell.recurrent_kernel)",
+        "dot(_carried(delta), recurrent_kernel_t, cell",
+        "dot(_carried(delta), cell.recurrent_kernel, cell",
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation(
         "weight-gradient-of-one-block",
         LOOP,
-        "weights = weights + _contract(",
-        "weights = _contract(",
+        "weights = weights + contracted(",
+        "weights = contracted(",
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation(
@@ -399,8 +405,8 @@ OF_THE_LOOP = [
     Mutation(
         "pre-activations-of-the-wrong-steps",
         LOOP,
-        "kept, place = dot(joined, stacked), 0",
-        "kept, place = dot(joined, stacked), start",
+        "kept, place = dot(joined, stacked, cell.precision), 0",
+        "kept, place = dot(joined, stacked, cell.precision), start",
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation(
@@ -441,8 +447,8 @@ OF_THE_LOOP = [
     Mutation(
         "blocks-in-the-wrong-order",
         BLOCK,
-        "reverse=descending, unroll=unroll is True",
-        "reverse=not descending, unroll=unroll is True",
+        "(whole - 1 - i if descending else i)",
+        "(i if descending else whole - 1 - i)",
         BLOCKS,
     ),
     Mutation(
@@ -455,6 +461,42 @@ OF_THE_LOOP = [
         "step(i, carry)",
         BLOCKS,
     ),
+]
+
+OF_PRODUCTS = [
+    Mutation(
+        "sum-of-products-without-one",
+        PRODUCTS,
+        "range(x.ndim - 1))).sum(-2)",
+        "range(x.ndim - 1)))[..., 1:, :].sum(-2)",
+        FORMS,
+    ),
+    Mutation("products-of-the-rows-in-the-wrong-order", PRODUCTS, "for row in x]", "for row in x[::-1]]", FORMS),
+    Mutation("gathered-products-averaged", PRODUCTS, "None, :]).sum(0)", "None, :]).mean(0)", FORMS),
+    Mutation(
+        "gathered-by-step-from-checkpoints",
+        LOOP,
+        'by_step = record == "states" and how.tuning.gathers_by_step(p)',
+        "by_step = how.tuning.gathers_by_step(p)",
+        (
+            "test_gradients.py::test_second_derivatives",
+            "test_tuning.py::test_recomputed_states_are_not_gathered_by_step",
+        ),
+    ),
+    Mutation("small-products-call-a-library", TUNING, "self.gathers_by_step(p) or (batch > 1", "(batch > 1", LIBRARY),
+    Mutation("no-sums", TUNING, "size < self.summed_products", "size < 0", LIBRARY),
+    Mutation("no-rows", TUNING, "if batch in (2, 4, 8) and", "if batch in () and", BORDERS),
+    Mutation("rows-of-odd-widths", TUNING, "units % 8 == 0 and", "", BORDERS),
+    Mutation("long-sequences-gathered-by-step", TUNING, "steps <= self.gathered_steps", "steps <= 2**20", GATHERS),
+    Mutation(
+        "blocks-where-all-fits",
+        TUNING,
+        "elements * steps <= self.whole_elements",
+        "elements * steps <= 0",
+        ("test_tuning.py::test_blocks",),
+    ),
+    Mutation("a-single-row-is-hoisted", TUNING, "several = p.sizes[0] != 1 and", "several =", HOISTS),
+    Mutation("few-features-are-hoisted", TUNING, ">= self.hoisted_features", ">= 1", HOISTS),
 ]
 
 OF_ACTIVATIONS = [
@@ -1128,7 +1170,7 @@ OF_LINEN = [
         "layers/options.py",
         "penalty.astype(at_least_float32(penalty.dtype)) for penalty in penalties",
         "penalty for penalty in penalties",
-        ("test_dtypes.py::test_penalties_under_strict_promotion",),
+        ("test_penalties_and_constraints.py::test_penalties_of_half_precision_are_added_up_in_float32",),
     ),
     Mutation(
         "linen-seed-wins-over-the-stream",
@@ -1593,6 +1635,7 @@ MUTATIONS = [
     *OF_WHAT_ACTIVATIONS_HOLD,
     *OF_EXPLICIT_AXES,
     *OF_THE_LOOP,
+    *OF_PRODUCTS,
     *OF_ACTIVATIONS,
     *OF_THE_SOLVER,
     *OF_DROPOUT,

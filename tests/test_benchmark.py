@@ -51,8 +51,11 @@ class TestStatistics:
     def test_every_contestant_takes_its_turns(self):
         turns = []
         calls = {name: (lambda name=name: (turns.append(name), sum(range(100_000)))) for name in "ab"}
-        times = process.alternate(calls, seconds=0, rounds=3)
-        assert "".join(turns) == "aabb" + "ab" * 3  # each twice to warm up, then in turn
+        times = process.alternate(calls, seconds=0, rounds=30)
+        assert turns[:4] == ["a", "a", "b", "b"]  # each twice to warm up
+        rounds = list(zip(turns[4::2], turns[5::2], strict=True))
+        assert len(rounds) == 30
+        assert set(rounds) == {("a", "b"), ("b", "a")}
         assert times.keys() == {"a", "b"}
         assert all(len(taken) == 1 and 0 < taken[0] < 1 for taken in times.values())
 

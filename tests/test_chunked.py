@@ -20,8 +20,8 @@ CASES = [
     cases.Case(),
     cases.Case(bias=False, learned_state=True, sizes=cases.WIDE),  # 5 steps in 3 pieces: the last holds one
     cases.Case(mask=True, activation="silu"),
-    cases.Case(resets=True, activation=None),
     cases.Case(go_backwards=True, initial_state=True),
+    cases.Case(resets=True, activation=None),
     cases.Case(return_sequences=False, seq_lengths=True),
     cases.Case(batch=(), mask=True, sizes=cases.ONE_FEATURE),
     cases.EVERYTHING(),

@@ -137,7 +137,6 @@ def test_a_masked_step_gives_nothing():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.slow
 def test_a_rows_own_in_pieces():
     """Every row of the batch has a slope of its own, in all pieces of the parallel solver."""
     params, x = init_params(jax.random.key(0), 3, 4, dtype=jnp.float64), np.random.default_rng(0).normal(size=(2, 9, 3))

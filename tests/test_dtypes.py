@@ -59,7 +59,7 @@ def total(returned):
 # --- the functional core -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 2), ids=name)
+@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 1), ids=name)
 def test_rounded_once(dtype):
     """Half precision is computed in float32: the result is the exact one, rounded; gradients have their array's dtype."""
     params, inputs, arrays, flags, options = CASE.problem()
@@ -108,9 +108,9 @@ def test_precision_reaches_every_product(precision, activation):
     """Forward and backward, and in every implementation."""
     params, inputs, arrays, flags, options = EVERYTHING.problem()
     wanted = None if precision is None else jax.lax.Precision(precision)
-    for implementation in (Scan(), Scan(remat=True), Autodiff()):
+    for implementation in (Scan(tuning=cases.SMALL_BLOCKS), Scan(True, cases.SMALL_BLOCKS), Autodiff()):
         settings = options | {"activation": activation, "implementation": implementation}
-        settings["return_sequences"] = implementation != Scan(remat=True)
+        settings["return_sequences"] = implementation != Scan(True, cases.SMALL_BLOCKS)
 
         def loss(params, settings=settings):
             return total(simple_rnn(params, inputs, **arrays, **flags, **settings, precision=precision))
@@ -123,7 +123,7 @@ def test_precision_reaches_every_product(precision, activation):
             assert (found.group(1) if found else "None") == (f"Precision.{wanted.name}" if wanted else "None")
 
 
-@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 2), ids=name)
+@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 1), ids=name)
 @pytest.mark.parametrize("implementation", cases.thinned(["scan", "autodiff"], 1))
 def test_strict_promotion(dtype, implementation):
     """Equal dtypes in, and nowhere do two different ones meet: forward, backward, recomputed, second order."""

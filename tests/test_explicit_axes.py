@@ -105,7 +105,7 @@ NNX = {
 }
 
 
-@pytest.mark.parametrize("pair", cases.thinned(itertools.product(LINEN, PLACES), 1), ids=str)
+@pytest.mark.parametrize("pair", cases.thinned(itertools.product(LINEN, PLACES), 2), ids=str)
 def test_linen_layers_under_set_mesh(pair):
     name, place = pair
     if name in ("LSTM", "two") and place == "by units" and jax.__version_info__ < (0, 8):

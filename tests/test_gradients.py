@@ -54,7 +54,7 @@ SEVERAL_BLOCKS = [
 """Two whole blocks; two and a rest of one step; one and a rest."""
 
 
-@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 2), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 3), ids=str)
 def test_several_blocks(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, implementation=Scan(tuning=cases.SMALL_BLOCKS))

@@ -43,9 +43,11 @@ INNER = [room for room in ROOMS if room not in RIM]
 # Within two rooms there is an order, too.
 ORDER = {
     "core": [
-        {"cell", "parameters", "tuning", "blocks", "mesh_axes", "reverse_only"},
+        {"products", "parameters", "blocks", "mesh_axes", "reverse_only"},
+        {"cell"},
         {"closed_over"},
         {"problem"},
+        {"tuning"},
         {"recurrence"},
         {"parallel_in_time"},
         {"implementations"},

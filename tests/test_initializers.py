@@ -32,7 +32,7 @@ def test_every_keras_initializer_is_known():
 
 
 @pytest.mark.parametrize("class_name", RANDOM_INITIALIZERS)
-@pytest.mark.parametrize("shape", cases.thinned([(5, 3), (2, 7), (4,), (2, 3, 5)], 2), ids=str)
+@pytest.mark.parametrize("shape", cases.thinned([(5, 3), (2, 7), (4,), (2, 3, 5)], 1), ids=str)
 def test_random_initializer_gives_keras_values_for_a_seed(class_name, shape):
     if class_name == "Orthogonal" and len(shape) < 2:
         return  # refused, see below

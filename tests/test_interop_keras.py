@@ -176,7 +176,6 @@ def test_double_precision(x64, tmp_path):
     np.testing.assert_allclose(y, np.stack(expected, 1), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.slow
 def test_training_a_loaded_model(tmp_path):
     """Batch statistics as Keras updates them, under a mask; dropout from the RNG stream; gradients."""
     stack = real_input(layers.Masking(), layers.BatchNormalization(momentum=0.9), layers.SimpleRNN(3, dropout=0.5))

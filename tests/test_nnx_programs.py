@@ -40,7 +40,7 @@ def same(actual, expected):
 # --- states before a call ----------------------------------------------------------------------------------------------
 
 
-@every
+@pytest.mark.parametrize("make", thinned(STATEFUL.values(), 2), ids=STATEFUL)
 def test_states_from_construction(make):
     _, expected = called(make(), 2)
     for layer in (make(batch_size=B), make(batch_size=(B,)), make()):
@@ -59,7 +59,7 @@ def test_a_fresh_layer_is_restored(make):
         same(fresh(X), expected)
 
 
-@every
+@pytest.mark.parametrize("make", thinned(STATEFUL.values(), 2), ids=STATEFUL)
 def test_a_fresh_layer_is_scanned(make):
     pieces = jnp.stack([X, 2 * X, -X])
     layer = make()
@@ -210,7 +210,7 @@ def test_a_shared_cell():
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [*STATEFUL.values(), lambda: plain()["cells"], lambda: plain()["both"]])
+@pytest.mark.parametrize("make", thinned([*STATEFUL.values(), lambda: plain()["cells"], lambda: plain()["both"]], 3))
 def test_tables(make):
     layer = make()
     text = nnx.tabulate(layer, X, console_kwargs={"width": 200, "force_terminal": False})

@@ -124,6 +124,14 @@ def test_activity_penalty_equals_keras(sequences, with_state):
         close(sown["activity_regularizer"], expected)
 
 
+def test_penalties_of_half_precision_are_added_up_in_float32():
+    """A user's own may return them: 2049 is no float16."""
+    layer = SimpleRNN(U, kernel_regularizer=lambda w: jnp.float16(2048), recurrent_regularizer=lambda w: jnp.float16(1))
+    _, sown = layer.apply(drawn(layer, X), X, mutable=["losses"])
+    loss = regularization_loss(sown)
+    assert (loss, loss.dtype) == (2049, jnp.float32)
+
+
 def test_activity_penalty_of_a_state_of_several_arrays():
     layer = RNN([SimpleRNNCell(U), nn.LSTMCell(2)], activity_regularizer="l1", return_state=True)
     variables = drawn(layer, X)

@@ -14,7 +14,13 @@ from flax_srnn.core.cell import Cell
 from flax_srnn.core.parallel_in_time import solve
 from flax_srnn.core.problem import Problem
 
-SHAPES = {"one block": (2, 50, 16, 16), "blocks": (1, 40_000, 3, 16), "one row": (1, 50, 5, 16)}  # B, T, F, U
+SHAPES = {  # B, T, F, U
+    "one block": (3, 50, 16, 64),
+    "blocks": (1, 80_000, 3, 16),
+    "one row": (1, 50, 5, 16),
+    "sums": (2, 50, 16, 16),
+    "gathered by step": (2, 50, 3, 6),
+}
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 WRITERS = ("dynamic-update-slice", "parameter", "get-tuple-element", "tuple", "bitcast", "while", "call")
 
@@ -81,7 +87,7 @@ def operation(line, table):
 
 @pytest.mark.parametrize("activation", ["tanh", "softmax", "silu"])  # derivative from the output, of a row, recomputed
 @pytest.mark.parametrize("mask", cases.thinned([True, False], 1))
-@pytest.mark.parametrize("shape", cases.thinned(SHAPES.values(), 2), ids=SHAPES)
+@pytest.mark.parametrize("shape", cases.thinned(SHAPES.values(), 3), ids=SHAPES)
 def test_no_loop_touches_a_whole_array(shape, mask, activation):
     # An in-place update of one step is all that a loop may do to an array with all steps: a copy makes the time quadratic.
     rows, steps, _, units = shape
@@ -115,14 +121,60 @@ def test_nothing_is_made_that_nobody_reads(rows):
 
 @pytest.mark.parametrize(
     ("shape", "inside"),
-    [((4, 30, 256, 256), 1), ((1, 30, 256, 256), 2), ((4, 30, 255, 256), 2)],
-    ids=["large kernel", "one row", "small kernel"],
+    [((4, 30, 8, 64), 1), ((1, 30, 8, 64), 2), ((4, 30, 7, 64), 2)],
+    ids=["several rows", "one row", "few features"],
 )
 def test_the_projection_is_outside_the_loop_where_the_rule_says_so(shape, inside):
     bodies, table = loop_bodies(compiled(shape, train=False).as_text())
     (body,) = bodies.values()
+    assert len(products(body, table)) == inside
+
+
+def products(body, table):
+    """The products of matrices and vectors in a loop's body."""
     called = [line for x in body for name in re.findall(r"calls=%?([\w.\-]+)", x) for line in table[name]]
-    assert sum(" dot(" in line for line in body + called) == inside
+    return [line for line in body + called if " dot(" in line]
+
+
+@pytest.mark.parametrize(
+    ("shape", "loops", "inside", "outside"),
+    [
+        ((2, 50, 8, 20), 2, 0, 2),  # a step's are sums; of the whole block: for the weights, for the inputs
+        ((1, 50, 4, 8), 2, 0, 0),
+        ((4, 50, 1, 4), 2, 0, 0),
+        ((3, 50, 8, 64), 2, 2, 3),  # one in each loop; the inputs are projected before the loop
+        ((16, 8192, 8, 16), 4, 5, 0),  # the products of a block stand in the loop over blocks
+    ],
+    ids=["sums", "gathered by step, one row", "gathered by step", "one product", "blocks"],
+)
+def test_loops_and_products(shape, loops, inside, outside):
+    """What fits in one block has no loop over blocks, and a small step calls no library."""
+    text = compiled(shape).as_text()
+    bodies, table = loop_bodies(text)
+    assert len(bodies) == loops
+    within = [line for body in bodies.values() for line in products(body, table)]
+    assert (len(within), text.count(" dot(") - len(within)) == (inside, outside)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="older XLA does not compile products of a row into the loop")
+def test_a_product_of_few_rows_is_one_of_each():
+    bodies, table = loop_bodies(compiled((4, 50, 8, 40)).as_text())
+    assert {elements(line) for body in bodies.values() for line in products(body, table)} == {40}
+
+
+@pytest.mark.parametrize("shape", [(1, 50, 4, 8), (2, 50, 8, 20)], ids=["gathered by step", "sums"])
+def test_a_small_step_is_not_asked_for_the_gradient_of_its_inputs(shape):
+    rows, steps, features, units = shape
+    params = {"kernel": jnp.ones((features, units)), "recurrent_kernel": jnp.ones((units, units))}
+
+    def loss(params, inputs):
+        return simple_rnn(params, inputs)[1].sum()
+
+    def written(argnums):
+        text = jax.jit(jax.grad(loss, argnums)).lower(params, jnp.ones((rows, steps, features))).compile().as_text()
+        return text.count(f"f32[{rows},{steps},{features}]")
+
+    assert written(0) < written((0, 1)) - 1
 
 
 LONG = (8, 100_000, 8, 128)
@@ -143,8 +195,8 @@ def test_training_on_a_hundred_thousand_steps_keeps_no_more_than_it_needs(option
 
 
 def test_what_is_not_asked_for_is_not_computed():
-    params = {"kernel": jnp.ones((8, 16)), "recurrent_kernel": jnp.ones((16, 16)), "bias": jnp.ones(16)}
-    inputs, dropout = jnp.ones((4, 20, 8)), jnp.ones((4, 16))
+    params = {"kernel": jnp.ones((8, 64)), "recurrent_kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}
+    inputs, dropout = jnp.ones((4, 20, 8)), jnp.ones((4, 64))
 
     def loss(params, inputs, dropout):
         return simple_rnn(params, inputs, recurrent_dropout_mask=dropout)[1].sum()

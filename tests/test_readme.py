@@ -3,9 +3,12 @@
 import pathlib
 import re
 
+import pytest
+
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_python_examples_run():
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(examples) >= 5

@@ -208,16 +208,19 @@ ANY_CELL = {
 }
 
 
-@pytest.mark.parametrize("rows", cases.thinned([P("data"), P()], 1), ids=["sharded", "replicated"])
+FAMILIES = [("linen", P("data")), ("linen", P()), ("nnx", P("data")), ("nnx", P())]
+
+
+@pytest.mark.parametrize("kind", cases.thinned(FAMILIES, 2), ids=str)
 @pytest.mark.parametrize("name", cases.thinned(ANY_CELL, 1))
-@pytest.mark.parametrize("family", [0, 1], ids=["linen", "nnx"])
-def test_shard_map_of_any_cell(family, name, rows, mesh):
+def test_shard_map_of_any_cell(name, kind, mesh):
     """Masks, resets and gradients; and a batch that is the same everywhere, with parameters that are not."""
-    layer = ANY_CELL[name][family]
+    family, rows = kind
+    layer = ANY_CELL[name][family == "nnx"]
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(8, 5, 3)).astype(np.float32)
     flags = {"mask": rng.random((8, 5)) < 0.7, "resets": rng.random((8, 5)) < 0.3}
-    if family == 0:
+    if family == "linen":
         params, apply = layer.init(jax.random.key(0), inputs), layer.apply
     else:
         graph, params = nnx.split(layer)

@@ -86,10 +86,14 @@ def check_members(params, tree, alone, axes, count=N):
 
 
 @pytest.mark.parametrize(
-    ("model", "axes"),
-    [("layer", (0,)), ("layer", (1,)), ("layer", (-1,)), ("layer", (1, 0)), ("cells", (0, -1)), ("both", (-2,))],
+    "kind",
+    cases.thinned(
+        [("layer", (0,)), ("layer", (1,)), ("layer", (-1,)), ("layer", (1, 0)), ("cells", (0, -1)), ("both", (-2,))], 3
+    ),
+    ids=str,
 )
-def test_members_of_lifted_layers(model, axes):
+def test_members_of_lifted_layers(kind):
+    model, axes = kind
     module, arguments, options = MODELS[model](ALIKE)
     stack, alone = lifted(module, axes)(*arguments, **options), module(*arguments, **options)
     check_members(

@@ -62,7 +62,7 @@ def test_init_makes_the_initial_state_and_does_not_advance_it(name):
         same(state, np.broadcast_to(params.get("initial_state", 0.0), state.shape))
 
 
-@every
+@pytest.mark.parametrize("layer", thinned(STATEFUL.values(), 3), ids=STATEFUL)
 def test_sequence_in_pieces_equals_the_whole(layer):
     x = laid_out(layer)
     variables = begin(layer, x)

@@ -235,7 +235,7 @@ DROPPING = SimpleRNN(
 )
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", cases.thinned([False, True], 1))
 def test_dropout_is_constant_over_time(unroll):
     """The outputs show both masks at every step; the same key gives the same result scanned and unrolled."""
     key = {"dropout": jax.random.key(3)}

@@ -66,7 +66,7 @@ def values_and_gradients(function, arguments, *fixed, **options):
 PAIRS = [*((case, 3) for case in CASES), (CASES[2], 1), (CASES[3], 100)]
 
 
-@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 2), ids=str)
+@pytest.mark.parametrize("pair", cases.thinned(PAIRS, 3), ids=str)
 def test_values_and_gradients_of_the_loop(pair):
     case, every = pair
     given, flags, options = arguments(case)

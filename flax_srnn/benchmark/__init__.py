@@ -33,7 +33,7 @@ QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to its parser."""
     sections, peers = ", ".join(process.SECTIONS), ", ".join(PEERS)
-    parser.add_argument("--quick", action="store_true", help="few shapes, one process, under 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="a rough figure: few shapes, one process, under 2 minutes")
     parser.add_argument("--sections", metavar="A,B", help=f"what to measure, of: {sections} (default: everything)")
     parser.add_argument(
         "--peers", metavar="A,B", help=f"whom to compare with, of: {peers} (default: all that are installed)"
@@ -60,6 +60,8 @@ def run(parsed: argparse.Namespace) -> None:
         about, records = measure(job)
         text = report.markdown(about, records)
         print(text.partition(report.DETAILS)[0])
+        if parsed.quick:
+            print("--quick is a rough figure: ratios of one process move by a tenth and more.", file=sys.stderr)
         (folder / "results.md").write_text(text, encoding="utf-8")
         results = {"about": about, "records": [dataclasses.asdict(record) for record in records]}
         (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

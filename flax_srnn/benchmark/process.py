@@ -2,8 +2,8 @@
 
 Everything is cases × models × a measurement. A case (`Case`) is shapes and options; `problem` makes its arrays, the same
 in every process. A model (`Model`) is a function of these arrays, so that forward and training are derived once for all;
-what makes it is a contestant, and the contestants are handed in. The models of a case take turns (A B A B …) and the
-median of each is kept; before anything is timed, their outputs or gradients are compared with this library's.
+what makes it is a contestant, and the contestants are handed in. The models of a case take turns, in another order every
+round, and the median of each is kept; before anything is timed, their outputs or gradients are compared with this library's.
 
 PyTorch runs in a process of its own, because its spinning threads slow down their neighbours. There this file is executed
 as a script, in an environment that may have neither JAX nor this package: at module level it imports NumPy only.
@@ -16,6 +16,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -51,8 +52,12 @@ GRID: tuple[Shape, ...] = (
 """The shapes whose geometric mean counts: small and large batches, short and long sequences, few and many units."""
 OTHER: tuple[Shape, ...] = (
     (1, 50, 4, 8),
-    (3, 20, 5, 7),
+    (1, 20, 2, 4),
     (1, 16, 1, 16),
+    (1, 100, 2, 64),
+    (2, 16, 3, 16),
+    (3, 20, 5, 7),
+    (4, 30, 2, 8),
     (1, 300, 1, 200),
     (64, 1, 32, 64),
     (512, 12, 3, 16),
@@ -165,7 +170,10 @@ def program(model: Model, train: bool) -> Callable[..., Any]:
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 5) -> dict[str, list[float]]:
-    """Median seconds of each call; they take turns for about `seconds`, and at least `rounds` times."""
+    """Median seconds of each call; they take turns for about `seconds`, and at least `rounds` times.
+
+    Every round is shuffled: who runs before whom moves the ratio of small programs by a tenth.
+    """
     repeats = {}
     for name, call in calls.items():
         call()  # compiles, fills caches
@@ -173,8 +181,8 @@ def alternate(calls: Mapping[str, Callable[[], object]], seconds: float, rounds:
     samples: dict[str, list[float]] = {name: [] for name in calls}
     deadline = time.perf_counter() + seconds
     while rounds > 0 or time.perf_counter() < deadline:
-        for name, call in calls.items():
-            samples[name].append(_elapsed(call, repeats[name]) / repeats[name])
+        for name in random.sample(list(calls), len(calls)):
+            samples[name].append(_elapsed(calls[name], repeats[name]) / repeats[name])
         rounds -= 1
     return {name: [statistics.median(taken)] for name, taken in samples.items()}
 

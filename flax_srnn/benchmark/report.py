@@ -103,13 +103,17 @@ def markdown(about: Mapping[str, str], records: Sequence[Record]) -> str:
     text += ["Cases are batch x time x features x units. In brackets: the range over the processes."]
     if against_peers:
         names = list(dict.fromkeys(line.name for line in against_peers))
-        text += _table(f"Time of a peer / time of {OURS}", ["", *names], _peer_rows(against_peers, names))
+        text += _table(
+            f"Time of a peer / time of {OURS}, JAX {about['jax']}", ["", *names], _peer_rows(against_peers, names)
+        )
     if against_itself:
         rows = [
             (line.group, f"{line.name} / {line.first}", line.mean, f"{line.worst}, {line.worst_case}")
             for line in against_itself
         ]
-        text += _table(f"Time of {OURS} / its own time", ["", "ratio", "geometric mean", "largest"], rows)
+        text += _table(
+            f"Time of {OURS} / its own time, JAX {about['jax']}", ["", "ratio", "geometric mean", "largest"], rows
+        )
     for group, members in _groups(counted).items():
         cells = [[record.case, *(f"{spread(figures)}" for figures in record.values.values())] for record in members]
         text += _table(f"{_capital(group)}, in {members[0].unit}", ["", *members[0].values], cells)

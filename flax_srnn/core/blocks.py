@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 __all__ = ["at_step", "for_blocks", "for_steps", "put_step", "window"]
@@ -21,6 +20,9 @@ def for_steps(step: Callable[[Any, Any], Any], carry: Any, count: int, descendin
     bookkeeping: in the steps, every index, slice and copy counts. (Seen on JAX 0.10 and 0.12; `tests/test_performance.py`
     counts: a step is few operations, nothing is made that nobody reads.)
     """
+
+    if isinstance(count, int) and count == 1:
+        return step(0, carry)
 
     def body(i: jax.Array, carry: Any) -> Any:
         return step(count - 1 - i if descending else i, carry)
@@ -45,10 +47,14 @@ def for_blocks(
     stacked, last = None, None
 
     def blocks(carry: Any) -> tuple[Any, Any]:
-        def one(carry: Any, now: tuple[jax.Array, Any]) -> tuple[Any, Any]:
-            return body(carry, now[0] * size, size, now[1])
+        def one(carry: Any, x: Any) -> tuple[Any, Any]:
+            i, carry = carry
+            carry, y = body(carry, (whole - 1 - i if descending else i) * size, size, x)
+            return (i + 1, carry), y
 
-        return lax.scan(one, carry, (jnp.arange(whole), xs[0]), reverse=descending, unroll=unroll is True)
+        grouped = unroll if size == 1 else unroll is True
+        (_, carry), ys = lax.scan(one, (0, carry), xs[0], length=whole, reverse=descending, unroll=grouped)
+        return carry, ys
 
     if whole and not descending:
         carry, stacked = blocks(carry)
@@ -60,7 +66,7 @@ def for_blocks(
 
 
 def window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
-    return lax.dynamic_slice_in_dim(x, start, count, axis)
+    return lax.dynamic_slice_in_dim(x, start, count, axis, allow_negative_indices=False)
 
 
 def at_step(x: Any, k: Any, axis: int) -> Any:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flax_srnn import activations, validation
+from flax_srnn.core.products import Product, library
 
 __all__ = [
     "HARMLESS",
@@ -43,7 +44,7 @@ here, as those of sqrt, log, 1/x and norms are at 0."""
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["kernel", "recurrent_kernel", "bias", "input_dropout_mask", "recurrent_dropout_mask", "held"],
-    meta_fields=["activation", "precision"],
+    meta_fields=["activation", "precision", "product"],
 )
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -55,6 +56,7 @@ class Cell:
       activation: act, the function itself, of (a, *held).
       precision: of the matrix products.
       held: the arrays that the activation closes over (`closed_over.trace`); Keras's own have none.
+      product: how a step's products are written (`products`).
     """
 
     kernel: jax.Array
@@ -65,13 +67,14 @@ class Cell:
     activation: Callable[..., jax.Array] = jnp.tanh
     precision: Any = None
     held: tuple[Any, ...] = ()
+    product: Product = library
 
 
 def project(cell: Cell, x: jax.Array) -> jax.Array:
     """z_t = (x_t ∘ d_x) W: of one step (*batch, F), or of many at once where d_x has the rank of x."""
     if cell.input_dropout_mask is not None:
         x = x * cell.input_dropout_mask
-    return jnp.dot(x, cell.kernel, precision=cell.precision)
+    return cell.product(x, cell.kernel, cell.precision)
 
 
 def advance(
@@ -82,7 +85,7 @@ def advance(
     def step(s: jax.Array) -> tuple[jax.Array, None]:
         a = z if cell.bias is None else z + jnp.broadcast_to(cell.bias, z.shape)
         recurrent = s if cell.recurrent_dropout_mask is None else s * cell.recurrent_dropout_mask
-        return activate(cell, a + jnp.dot(recurrent, cell.recurrent_kernel, precision=cell.precision)), None
+        return activate(cell, a + cell.product(recurrent, cell.recurrent_kernel, cell.precision)), None
 
     return under_flags(step, state, used, reset, reset_state)[0]
 

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flax_srnn import activations, validation
-from flax_srnn.core import blocks, mesh_axes, reverse_only
+from flax_srnn.core import blocks, mesh_axes, products, reverse_only
 from flax_srnn.core.cell import HARMLESS, Cell, activate, advance, blanked, project, select, sheltered
 from flax_srnn.core.problem import Problem
 from flax_srnn.core.tuning import MEASURED, Tuning
@@ -141,7 +141,7 @@ def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> 
         return carry, h if record == "checkpoints" else None
 
     (final, states), checkpoints = blocks.for_blocks(
-        block, (p.initial_state, states), p.sizes[1], _block_size(how, p), p.reverse, p.unroll
+        block, (p.initial_state, states), p.sizes[1], how.tuning.block(p), p.reverse, p.unroll
     )
     return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[record]
 
@@ -152,16 +152,17 @@ def _forward_block(
     """Runs steps [start, start + count) from state `h`; writes their states to `buffer`, if any, from `place` on."""
     axis = p.time_axis
     x, mask, resets = _windows(p, start, count)
+    cell, reset_state = _carried_cell(how, p), _carried(p.reset_state)
     z: Any = None
-    if _hoists(how, p):
+    if how.tuning.hoists(p):
         z = project(_for_block(p.cell, axis), blanked(x, _over_time(mask, axis)))
-    cell, reset_state = _carried_cell(p), _carried(p.reset_state)
 
     def step(k: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         h, buffer = carry
-        used, reset = blocks.at_step(mask, k, 1), blocks.at_step(resets, k, 1)
-        z_t = project(p.cell, blanked(blocks.at_step(x, k, axis), used)) if z is None else blocks.at_step(z, k, axis)
-        h = advance(cell, h, _carried(z_t), _carried(used), _carried(reset), reset_state)
+        now = functools.partial(blocks.at_step, k=k)
+        used, reset, x_t = _carried(now(mask, axis=1)), _carried(now(resets, axis=1)), _carried(now(x, axis=axis))
+        z_t = project(cell, blanked(x_t, used)) if z is None else _carried(now(z, axis=axis))
+        h = advance(cell, h, z_t, used, reset, reset_state)
         if buffer is not None:
             buffer = blocks.put_step(buffer, _rows(h), place + k, axis)
         return h, buffer
@@ -229,7 +230,11 @@ def pullback(
     # Transposed once: contracting the other dimension inside the loop is up to three times slower (JAX 0.10).
     kernel_t, recurrent_kernel_t = cell.kernel.T, cell.recurrent_kernel.T
     stacked = jnp.concatenate([cell.recurrent_kernel, cell.kernel, *([] if cell.bias is None else [cell.bias[None]])])
-    dot = functools.partial(jnp.dot, precision=cell.precision)
+    # A step's products, and those of a whole block, which may be a single step.
+    by_step = record == "states" and how.tuning.gathers_by_step(p)
+    step_dot = how.tuning.product(p)
+    dot = step_dot if by_step else products.library
+    contracted = products.contracted_by_sum if by_step else products.contracted
     d_x, d_h = cell.input_dropout_mask, cell.recurrent_dropout_mask
 
     def block(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
@@ -254,7 +259,7 @@ def pullback(
             # The loop reads the states where they stand, without a copy of the block's.
             kept, place = (recorded, start) if record == "states" else (states, 0)
         else:
-            kept, place = dot(joined, stacked), 0
+            kept, place = dot(joined, stacked, cell.precision), 0
 
         def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array, Any]) -> tuple[jax.Array, Any, jax.Array, Any]:
             c, reset_cotangent, deltas, wholes = carry
@@ -265,7 +270,7 @@ def pullback(
             zero = jnp.zeros_like(e)
             # Used twice below: without the barrier XLA computes it twice (JAX 0.10).
             delta = lax.optimization_barrier(delta if m is None else select(m, delta, zero))
-            back = _rows(dot(_carried(delta), recurrent_kernel_t))
+            back = _rows(step_dot(_carried(delta), recurrent_kernel_t, cell.precision))
             if d_h is not None:
                 back = back * d_h
             if m is not None:
@@ -282,21 +287,21 @@ def pullback(
             step, (_carried(c), sums.reset_state, _buffer(p, count, 1.0), wholes), count, not p.reverse, p.unroll
         )
         c = _rows(c)
-        projected_back = dot(deltas, kernel_t)
-        weights = weights + _contract(joined, deltas, cell.precision)
+        projected_back = dot(deltas, kernel_t, cell.precision)
+        weights = weights + contracted(joined, deltas, cell.precision)
         sums = sums._replace(reset_state=reset_cotangent)
         if d_x is not None:
             d = (projected_back * x).sum(axis)
             sums = sums._replace(input_dropout_mask=sums.input_dropout_mask + d)
         if d_h is not None:
-            d = (dot(deltas, recurrent_kernel_t) * s).sum(axis)
+            d = (dot(deltas, recurrent_kernel_t, cell.precision) * s).sum(axis)
             sums = sums._replace(recurrent_dropout_mask=sums.recurrent_dropout_mask + d)
         if of_held:
             used = _over_time(mask, axis)
             d = _held_cotangents(p, blanked(kept, used, HARMLESS), blanked(wholes, used))
             sums = sums._replace(held=jax.tree.map(jnp.add, sums.held, d))
         inputs_cotangent = lax.dynamic_update_slice_in_dim(
-            inputs_cotangent, _times(projected_back, d_x, axis), start, axis
+            inputs_cotangent, _times(projected_back, d_x, axis), start, axis, allow_negative_indices=False
         )
         return (c, sums, weights, inputs_cotangent), None
 
@@ -309,7 +314,7 @@ def pullback(
             jnp.zeros_like(p.inputs),
         ),
         steps,
-        _block_size(how, p),
+        1 if by_step else how.tuning.block(p),
         not p.reverse,
         p.unroll,
         recorded if record == "checkpoints" else (None, None),
@@ -380,12 +385,6 @@ def _shifted(states: jax.Array, before: jax.Array, axis: int, reverse: bool) -> 
     return jnp.concatenate([before, lax.slice_in_dim(states, 0, count - 1, axis=axis)], axis)
 
 
-def _contract(left: jax.Array, right: jax.Array, precision: Any) -> jax.Array:
-    """Σ over batch and time of leftᵀ right, as one product of matrices: over two dimensions XLA may transpose a copy."""
-    left, right = (x.reshape(-1, x.shape[-1]) for x in (left, right))
-    return lax.dot_general(left, right, (((0,), (0,)), ((), ())), precision=precision)
-
-
 def reverse_mode_only(p: Problem) -> Problem:
     """The problem, ready for a custom_vjp function and marked so that forward mode ends in an error in the user's words."""
     return jax.tree.map(reverse_only.marked, _alike(p))
@@ -400,32 +399,9 @@ def _alike(p: Problem) -> Problem:
 # --- shapes and blocks -------------------------------------------------------------------------------------------------
 
 
-def _block_size(how: Scan, p: Problem) -> int:
-    """K: blocks as large as the tuning allows and as equal as can be, so that hardly any rest is left."""
-    batch, steps, units = p.sizes
-    if not isinstance(steps, int):
-        return steps
-    elements = batch * units if isinstance(batch, int) else units
-    count = _ceil(steps, max(how.tuning.block_steps, how.tuning.block_elements // max(1, elements)))
-    return max(1, _ceil(steps, max(1, count)))
-
-
 def _wide(x: jax.Array) -> Any:
     """The dtype in which cotangents of `x` add up: what an activation holds may be of half precision."""
     return at_least_float32(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
-
-
-def _ceil(number: int, divisor: int) -> int:
-    return -(-number // divisor)
-
-
-def _hoists(how: Scan, p: Problem) -> bool:
-    """Whether the projection of the inputs is one product for the whole block, before the loop.
-
-    It is where the kernel is too large to stay in cache: several rows' steps then share one reading of it. A smaller kernel,
-    and a single row, lose nothing in the loop, and the block's projection is neither written nor read again.
-    """
-    return p.sizes[0] != 1 and p.cell.kernel.size >= how.tuning.kernel_elements
 
 
 def _carried(rows: Any) -> Any:
@@ -438,9 +414,12 @@ def _rows(carried: jax.Array) -> jax.Array:
     return carried[None] if carried.ndim == 1 else carried
 
 
-def _carried_cell(p: Problem) -> Cell:
-    """The cell for states as the loop carries them; the input's mask goes with the input."""
-    return dataclasses.replace(p.cell, recurrent_dropout_mask=_carried(p.cell.recurrent_dropout_mask))
+def _carried_cell(how: Scan, p: Problem) -> Cell:
+    """The cell for rows as the loop carries them."""
+    d_x, d_h = _carried(p.cell.input_dropout_mask), _carried(p.cell.recurrent_dropout_mask)
+    return dataclasses.replace(
+        p.cell, input_dropout_mask=d_x, recurrent_dropout_mask=d_h, product=how.tuning.product(p)
+    )
 
 
 def _for_block(cell: Cell, axis: int) -> Cell:

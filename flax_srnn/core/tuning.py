@@ -1,8 +1,13 @@
-"""The constants that decide how the work is cut, as one value that a program is compiled for."""
+"""The constants that decide how the work is cut and written, and the decisions, as one value that a program is compiled for."""
 
 from __future__ import annotations
 
 import dataclasses
+
+import jax
+
+from flax_srnn.core import products
+from flax_srnn.core.problem import Problem
 
 __all__ = ["MEASURED", "Tuning"]
 
@@ -17,24 +22,84 @@ class Tuning:
     by platform, never what is kept for the backward pass (`checkpoint_bytes`).
 
     Attributes:
+      whole_elements: of hidden state (B·T·U) up to which all steps are one block: no loop over blocks, and no copies of
+        their parts. Blocks of that size for longer sequences too lose 6 to 12 % at 1x10000x8x128 (BxTxFxU; JAX 0.10, 0.12).
       block_elements: of hidden state (B·K·U) in a block of K steps: 1 MB in float32, so that a block's arrays stay in
-        cache; 2^18 to 2^20 are alike, and no blocks at all lose 1.5 times where outputs reach 32 MB.
+        cache; no blocks at all lose 1.5 times where outputs reach 32 MB (JAX 0.10).
       block_steps: the least number of steps in a block, however large a step is.
       checkpoint_bytes: states larger than this are recomputed in the backward pass unless they are the output anyway.
-      kernel_elements: F·U from which the input kernel does not stay in cache from one step to the next: 256 KB in float32
-        (`tests/test_performance.py`: the projection is outside the loop where the rule says so).
+      hoisted_features: F from which the inputs of a block are projected in one product before the loop, if there are several
+        rows: they share one reading of the kernel, and the loop calls a library once less (8x2000x8x32 forward takes 0.6 of
+        the time). With F = 1 it would cost a tenth at 16x784x1x128 (JAX 0.10, 0.12).
+      summed_products: B·K·N of a step's larger product below which, for several rows, both are written as sums: a library
+        call takes 0.7 µs, up to ten times the work; from here on XLA makes the call even of the sum (JAX 0.10, 0.12).
+      row_products: B·K·N up to which the products of 2, 4 or 8 rows are one of each row, if U fills whole vectors: XLA
+        compiles these into the loop from JAX 0.12 on (2x500x5x48 forward takes 0.4 of the time, 8x2000x8x32 0.7; with 7 rows
+        or 37 units it would take 1.4 times as long). On JAX 0.10 it would lose everywhere: 0.
+      gathered_products: B·(F+U+1)·U below which, up to `gathered_steps`, the backward pass adds up the weights' gradients at
+        every step, all products as sums: the products of a whole block would count 1000 operations, and a program with as
+        many is handed to another thread, four times the time at 1x20x2x4 (JAX 0.10, 0.12).
+      gathered_steps: T up to which that pays; the products of longer blocks take less than the sums (JAX 0.10).
       pieces: of the parallel solver, at most: a product of 32 rows takes little longer than a product of one.
       piece_steps: but no shorter pieces than this: a piece must be long enough to forget where it started.
       warm_up: the solver's first guess comes from the last 1/warm_up of every piece.
     """
 
+    whole_elements: int = 2**20
     block_elements: int = 2**18
     block_steps: int = 8
     checkpoint_bytes: int = 32 * 2**20
-    kernel_elements: int = 2**16
+    hoisted_features: int = 8
+    summed_products: int = 2**12
+    row_products: int = 2**13 if jax.__version_info__ >= (0, 12) else 0
+    gathered_products: int = 2**8
+    gathered_steps: int = 256
     pieces: int = 32
     piece_steps: int = 64
     warm_up: int = 4
+
+    def block(self, p: Problem) -> int:
+        """K: blocks as large as allowed and as equal as can be, so that hardly any rest is left."""
+        batch, steps, units = p.sizes
+        if not isinstance(steps, int):
+            return steps
+        elements = batch * units if isinstance(batch, int) else units
+        if elements * steps <= self.whole_elements:
+            return max(1, steps)
+        count = _ceil(steps, max(self.block_steps, self.block_elements // max(1, elements)))
+        return _ceil(steps, count)
+
+    def product(self, p: Problem) -> products.Product:
+        """How the products of a step are written: as sums, one of each row, or one of all rows.
+
+        A single row is a vector in any case, and XLA compiles its products into the loop.
+        """
+        batch, _, units = p.sizes
+        if not isinstance(batch, int) or p.cell.precision is not None:
+            return products.library
+        size = batch * max(p.cell.kernel.size, p.cell.recurrent_kernel.size)
+        if self.gathers_by_step(p) or (batch > 1 and size < self.summed_products):
+            return products.summed
+        if batch in (2, 4, 8) and units % 8 == 0 and size <= self.row_products:
+            return products.rows
+        return products.library
+
+    def hoists(self, p: Problem) -> bool:
+        """Whether the inputs of a whole block are projected in one product, before the loop."""
+        several = p.sizes[0] != 1 and self.product(p) is products.library
+        return several and p.cell.kernel.shape[0] >= self.hoisted_features
+
+    def gathers_by_step(self, p: Problem) -> bool:
+        """Whether the blocks of the backward pass are single steps."""
+        (batch, steps, units), cell = p.sizes, p.cell
+        if not isinstance(batch, int) or not isinstance(steps, int) or cell.precision is not None:
+            return False
+        rows = cell.kernel.shape[0] + units + 1
+        return batch * rows * units < self.gathered_products and steps <= self.gathered_steps
+
+
+def _ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 MEASURED = Tuning()

@@ -1,0 +1,139 @@
+"""How the work is cut and written: what `Tuning` decides on both sides of every border, and that no decision shows in a result."""
+
+import dataclasses
+import itertools
+
+import cases
+import jax.numpy as jnp
+import pytest
+import reference
+from programs import assert_close, call, compiled, plain
+
+from flax_srnn import Scan
+from flax_srnn.core import products
+from flax_srnn.core.cell import Cell
+from flax_srnn.core.problem import Problem
+from flax_srnn.core.tuning import MEASURED, Tuning
+
+NEWEST = dataclasses.replace(MEASURED, row_products=2**13)
+OLDEST = dataclasses.replace(MEASURED, row_products=0)
+
+
+def problem(shape, **options):
+    batch, steps, features, units = shape
+    cell = Cell(jnp.zeros((features, units)), jnp.zeros((units, units)), **options)
+    return Problem(cell, inputs=jnp.zeros((batch, steps, features)), initial_state=jnp.zeros((batch, units)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "newest", "oldest"),
+    [
+        ((2, 50, 8, 45), products.summed, products.summed),  # 2·45·45 < 2^12
+        ((2, 50, 8, 46), products.library, products.library),
+        ((4, 50, 8, 32), products.rows, products.library),
+        ((4, 50, 8, 40), products.rows, products.library),
+        ((4, 50, 8, 44), products.library, products.library),
+        ((4, 50, 8, 48), products.library, products.library),
+        ((8, 50, 8, 32), products.rows, products.library),  # 8·32·32 = 2^13
+        ((8, 50, 33, 32), products.library, products.library),
+        ((3, 50, 8, 40), products.library, products.library),
+        ((64, 50, 32, 2), products.library, products.library),  # the larger of 64·32·2 and 64·2·2
+        ((64, 50, 31, 2), products.summed, products.summed),
+        ((1, 50, 8, 12), products.summed, products.summed),  # 21·12 < 2^8
+        ((1, 50, 9, 12), products.library, products.library),
+        ((1, 256, 4, 8), products.summed, products.summed),
+        ((1, 257, 4, 8), products.library, products.library),
+        ((1, 50, 8, 32), products.library, products.library),
+    ],
+)
+def test_how_the_products_of_a_step_are_written(shape, newest, oldest):
+    assert NEWEST.product(problem(shape)) is newest
+    assert OLDEST.product(problem(shape)) is oldest
+    assert NEWEST.product(problem(shape, precision="highest")) is products.library
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((4, 50, 8, 64), True), ((4, 50, 7, 64), False), ((1, 50, 8, 64), False), ((2, 50, 8, 45), False)],
+)
+def test_when_the_inputs_of_a_block_are_projected_at_once(shape, expected):
+    assert NEWEST.hoists(problem(shape)) is expected
+
+
+def test_rows_are_not_projected_at_once():
+    assert [tuning.hoists(problem((4, 50, 8, 40))) for tuning in (NEWEST, OLDEST)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 256, 4, 8), True),  # 2·13·8 < 2^8
+        ((2, 257, 4, 8), False),
+        ((2, 50, 7, 8), False),  # 2·16·8 = 2^8
+        ((3, 50, 4, 8), False),
+        ((1, 50, 8, 12), True),
+        ((1, 50, 9, 12), False),
+    ],
+)
+def test_when_the_backward_pass_gathers_by_step(shape, expected):
+    assert NEWEST.gathers_by_step(problem(shape)) is expected
+    assert NEWEST.gathers_by_step(problem(shape, precision="highest")) is False
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps"),
+    [((8, 4096, 3, 32), 4096), ((8, 4097, 3, 32), 820), ((1, 0, 3, 4), 1), ((0, 7, 3, 4), 7), ((4096, 20, 3, 512), 7)],
+    ids=str,
+)
+def test_blocks(shape, steps):
+    # 8·4096·32 = 2^20; 2^18 elements are 1024 such steps, so five blocks; eight steps at least, three blocks of 7, 7 and 6.
+    assert NEWEST.block(problem(shape)) == steps
+
+
+FORMS = {
+    "one product": (products.library, {"summed_products": 0, "gathered_products": 0, "row_products": 0}),
+    "sums": (products.summed, {"gathered_products": 0, "row_products": 0}),
+    "gathered by step": (products.summed, {"gathered_products": 10**6}),
+    "rows": (products.rows, {"summed_products": 0, "gathered_products": 0, "row_products": 2**13}),
+    "rows, several blocks": (
+        products.rows,
+        dataclasses.asdict(cases.SMALL_BLOCKS) | {"row_products": 2**13},
+    ),
+}
+EVERYTHING = cases.EVERYTHING(batch=(2,), sizes=(7, 3, 8), reset_state=True)
+CASES = [
+    EVERYTHING,
+    dataclasses.replace(EVERYTHING, go_backwards=True, time_major=True, activation="silu", unroll=2),
+    cases.Case(batch=(), sizes=(7, 3, 8), go_backwards=True, return_sequences=False, bias=False),
+]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("pair", cases.thinned(itertools.product(FORMS, CASES[:2]), 6), ids=str)
+def test_no_form_shows_in_a_result(pair):
+    form, case = pair
+    product, options = FORMS[form]
+    tuning, given = Tuning(**options), case.problem()
+    assert tuning.product(problem((2, *case.sizes))) is product
+    returned, grads = compiled(given, unroll=case.unroll, implementation=Scan(tuning=tuning))
+    assert_close(returned, call(reference.simple_rnn, given), 1e-12)
+    assert_close(grads, plain(given)[1], 1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("gathered_products", [0, 10**6])
+def test_a_single_row(gathered_products):
+    given = CASES[2].problem()
+    returned, grads = compiled(given, implementation=Scan(tuning=Tuning(gathered_products=gathered_products)))
+    assert_close(returned, call(reference.simple_rnn, given), 1e-12)
+    assert_close(grads, plain(given)[1], 1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+def test_recomputed_states_are_not_gathered_by_step():
+    """Checkpoints stand at the start of blocks, so the backward pass has the forward pass's blocks."""
+    given = dataclasses.replace(EVERYTHING, return_sequences=False).problem()
+    tuning = dataclasses.replace(cases.SMALL_BLOCKS, gathered_products=10**6)
+    returned, grads = compiled(given, implementation=Scan(remat=True, tuning=tuning))
+    assert_close(returned, call(reference.simple_rnn, given), 1e-12)
+    assert_close(grads, plain(given)[1], 1e-11)
