@@ -140,7 +140,7 @@ def products(body, table):
     ("shape", "loops", "inside", "outside"),
     [
         ((2, 50, 8, 20), 2, 0, 2),  # a step's are sums; of the whole block: for the weights, for the inputs
-        ((1, 50, 4, 8), 2, 0, 0),
+        ((1, 50, 4, 8), 2, 2, 0),  # of a vector, forward
         ((4, 50, 1, 4), 2, 0, 0),
         ((3, 50, 8, 64), 2, 2, 3),  # one in each loop; the inputs are projected before the loop
         ((16, 8192, 8, 16), 4, 5, 0),  # the products of a block stand in the loop over blocks

@@ -232,8 +232,8 @@ def pullback(
     stacked = jnp.concatenate([cell.recurrent_kernel, cell.kernel, *([] if cell.bias is None else [cell.bias[None]])])
     # A step's products, and those of a whole block, which may be a single step.
     by_step = record == "states" and how.tuning.gathers_by_step(p)
-    step_dot = how.tuning.product(p)
-    dot = step_dot if by_step else products.library
+    step_dot = products.summed if by_step else how.tuning.product(p)
+    dot = products.summed if by_step else products.library
     contracted = products.contracted_by_sum if by_step else products.contracted
     d_x, d_h = cell.input_dropout_mask, cell.recurrent_dropout_mask
 

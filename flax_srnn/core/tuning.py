@@ -72,13 +72,13 @@ class Tuning:
     def product(self, p: Problem) -> products.Product:
         """How the products of a step are written: as sums, one of each row, or one of all rows.
 
-        A single row is a vector in any case, and XLA compiles its products into the loop.
+        A single row is a vector in any case, and XLA compiles its products into the loop: as sums they take longer.
         """
         batch, _, units = p.sizes
         if not isinstance(batch, int) or p.cell.precision is not None:
             return products.library
         size = batch * max(p.cell.kernel.size, p.cell.recurrent_kernel.size)
-        if self.gathers_by_step(p) or (batch > 1 and size < self.summed_products):
+        if batch > 1 and size < self.summed_products:
             return products.summed
         if batch in (2, 4, 8) and units % 8 == 0 and size <= self.row_products:
             return products.rows
