@@ -401,6 +401,7 @@ def test_hostile_models(name, members, inside):
     refused(path, match, load_model)
 
 
+@pytest.mark.slow
 def test_odd_models_that_are_fine(members, inside):
     path = inside / "a.keras"
     for name in ("apply", "layers", "scope", "parent", "name", "a/b", "cells_0", "Ω", "__class__"):

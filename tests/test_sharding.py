@@ -156,6 +156,7 @@ def test_shard_map(name, implementation, mesh):
 
 
 @pytest.mark.parametrize("remat", cases.thinned([True, False], 1))
+@pytest.mark.slow
 def test_shard_map_of_several_blocks(remat, mesh):
     small = Scan(remat, cases.SMALL_BLOCKS)
     same(*data_parallel(SHARDED, mesh, implementation=small))
@@ -174,6 +175,7 @@ def test_shard_map_with_gradients_summed_by_hand(mesh):
     same(jax.jit(mapped)(params, inputs), jax.jit(grads)(params, inputs))
 
 
+@pytest.mark.slow
 def test_gradient_of_shard_map(mesh):
     """Differentiated from outside, with a layer, masks and lengths inside."""
     layer = Bidirectional(SimpleRNN(4, return_sequences=True, dtype=jnp.float64, param_dtype=jnp.float64))

@@ -186,6 +186,7 @@ def test_the_loss_is_the_squared_error_of_the_fitted_years_and_the_penalty():
                 )
 
 
+@pytest.mark.slow
 def test_a_free_running_network_goes_on_from_its_own_forecasts(ensemble):
     free = free_running(ensemble, SERIES.counts, 5)
     for member in range(2):

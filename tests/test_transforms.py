@@ -174,6 +174,7 @@ class Block(nn.Module):
         return layer()(x, mask=mask), None
 
 
+@pytest.mark.slow
 def test_flax_scan_over_layers():
     """A deep stack in one loop: the layers one after the other, with the parameters of each."""
     deep = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=3)()

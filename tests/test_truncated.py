@@ -84,6 +84,7 @@ def test_a_loss_reaches_back_to_the_start_of_its_piece():
 
 
 @pytest.mark.parametrize("kind", [{"implementation": Chunked(pieces=2, tol=1e-15)}, {"precision": "highest"}])
+@pytest.mark.slow
 def test_options_are_passed_on(kind):
     given, _, _ = arguments(CASES[0])
     actual, expected = (values_and_gradients(truncated_rnn, given, 4, **options) for options in (kind, {}))
