@@ -143,7 +143,9 @@ def test_a_rows_own_in_pieces():
     slopes = jnp.array([[0.1], [0.6]])
 
     def total(slopes, implementation):
-        act = lambda a: jnp.where(a > 0, jnp.tanh(a), slopes * a)  # noqa: E731
+        def act(a):
+            return jnp.where(a > 0, jnp.tanh(a), slopes * a)
+
         return jnp.sin(simple_rnn(params, x, activation=act, implementation=implementation)[1]).sum()
 
     in_pieces, expected = (jax.value_and_grad(total)(slopes, how) for how in (Chunked(pieces=3), "autodiff"))

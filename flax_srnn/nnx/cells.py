@@ -164,7 +164,7 @@ class SimpleRNNCell(SimpleCellModule, nnx.RNNCellBase):
         return driving.step(self, carry, x, *self._fetch(in_training(training), (), x))
 
     # Without Flax's `carry_init`: the state starts from zeros, as in Keras.
-    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> jax.Array:  # type: ignore[override]  # as said
         """Zeros (*batch, U) for inputs of `input_shape` (*batch, F)."""
         return driving.zero_carry(self, input_shape)
 
@@ -200,7 +200,7 @@ class StackedRNNCells(Checked, nnx.RNNCellBase):
         return driving.stacked_step(steps, carry, inputs)
 
     # Without Flax's `carry_init`, which would be one for states of different kinds.
-    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> tuple[Any, ...]:  # type: ignore[override]
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> tuple[Any, ...]:  # type: ignore[override]  # as said
         """One initial state a cell for inputs of `input_shape` (*batch, F)."""
         rngs = nnx.Rngs(0) if rngs is None else rngs
         makers = [functools.partial(cell.initialize_carry, rngs=rngs) for cell in self.cells]
