@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 
 import cases
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import reference
 from programs import assert_close, call, compiled, plain
 
-from flax_srnn import Scan
+from flax_srnn import Scan, simple_rnn
 from flax_srnn.core import products
 from flax_srnn.core.cell import Cell
 from flax_srnn.core.problem import Problem
@@ -133,3 +135,27 @@ def test_recomputed_states_are_not_gathered_by_step():
     returned, grads = compiled(given, implementation=Scan(remat=True, tuning=tuning))
     assert_close(returned, call(reference.simple_rnn, given), 1e-12)
     assert_close(grads, plain(given)[1], 1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)], ids=["inputs", "parameters", "both"])
+def test_rows_under_vmap(axes):
+    """Many copies of few rows are many rows: one product again, of the same values."""
+    how = Scan(tuning=Tuning(**FORMS["rows"][1]))
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=(3, *shape)) for name, shape in (("kernel", (3, 8)), ("recurrent_kernel", (8, 8)))}
+    inputs = rng.normal(size=(3, 2, 5, 3))
+    given = [
+        x if axis == 0 else jax.tree.map(lambda leaf: leaf[0], x)
+        for x, axis in zip((params, inputs), axes, strict=True)
+    ]
+
+    def gradients(implementation):
+        def loss(params, inputs):
+            return jnp.sin(simple_rnn(params, inputs, implementation=implementation)[1]).sum()
+
+        return jax.jit(jax.vmap(jax.grad(loss, (0, 1)), axes))
+
+    assert_close(gradients(how)(*given), gradients("autodiff")(*given), 1e-12)
+    # A step forward and backward, its projection, the weights and the inputs.
+    assert gradients(how).lower(*given).as_text().count("dot_general") == 5
