@@ -472,6 +472,13 @@ OF_PRODUCTS = [
         FORMS,
     ),
     Mutation("products-of-the-rows-in-the-wrong-order", PRODUCTS, "for row in x]", "for row in x[::-1]]", FORMS),
+    Mutation(
+        "rows-of-copies-one-by-one",
+        PRODUCTS,
+        "jax.vmap(jnp.dot, [0",
+        "jax.vmap(_each_row.fun, [0",
+        ("test_tuning.py::test_rows_under_vmap",),
+    ),
     Mutation("gathered-products-averaged", PRODUCTS, "None, :]).sum(0)", "None, :]).mean(0)", FORMS),
     Mutation(
         "gathered-by-step-from-checkpoints",
