@@ -101,6 +101,7 @@ SHARED = ("test_lifted.py::test_a_shared_cell_has_one_set_of_parameters",)
 FORMS = ("test_tuning.py::test_no_form_shows_in_a_result",)
 BORDERS = ("test_tuning.py::test_how_the_products_of_a_step_are_written",)
 GATHERS = ("test_tuning.py::test_when_the_backward_pass_gathers_by_step",)
+COPIES = ("test_tuning.py::test_copies_under_vmap",)
 LIBRARY = ("test_performance.py::test_loops_and_products",)
 HOISTS = ("test_performance.py::test_the_projection_is_outside_the_loop_where_the_rule_says_so",)
 KERAS_LIVE = ("test_keras_configs.py::test_live_layers",)
@@ -474,10 +475,25 @@ OF_PRODUCTS = [
     Mutation("products-of-the-rows-in-the-wrong-order", PRODUCTS, "for row in x]", "for row in x[::-1]]", FORMS),
     Mutation(
         "rows-of-copies-one-by-one",
-        PRODUCTS,
-        "jax.vmap(jnp.dot, [0",
-        "jax.vmap(_each_row.fun, [0",
-        ("test_tuning.py::test_rows_under_vmap",),
+        TUNING,
+        "row_products=0, gathered_products=0)",
+        "gathered_products=0)",
+        COPIES,
+    ),
+    Mutation(
+        "copies-gathered-by-step",
+        TUNING,
+        "row_products=0, gathered_products=0)",
+        "row_products=0)",
+        COPIES,
+    ),
+    Mutation("copies-of-shared-weights-as-sums", TUNING, "// copies if shared else", "if shared else", COPIES),
+    Mutation(
+        "copies-never-of-shared-weights",
+        LOOP,
+        "shared=not batched[0].cell.recurrent_kernel",
+        "shared=False",
+        COPIES,
     ),
     Mutation("gathered-products-averaged", PRODUCTS, "None, :]).sum(0)", "None, :]).mean(0)", FORMS),
     Mutation(

@@ -139,9 +139,11 @@ def test_recomputed_states_are_not_gathered_by_step():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)], ids=["inputs", "parameters", "both"])
-def test_rows_under_vmap(axes):
-    """Many copies of few rows are many rows: one product again, of the same values."""
-    how = Scan(tuning=Tuning(**FORMS["rows"][1]))
+@pytest.mark.parametrize("form", ["rows", "gathered by step", "sums"])
+def test_copies_under_vmap(axes, form):
+    """Many copies of few rows are many rows: one product again, of the same values; sums stay where each copy has weights."""
+    # Two rows of eight units: 2·8·8 is below 200, but three times that is not.
+    how = Scan(tuning=Tuning(**FORMS[form][1] | {"summed_products": 200 if form == "sums" else 0}))
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=(3, *shape)) for name, shape in (("kernel", (3, 8)), ("recurrent_kernel", (8, 8)))}
     inputs = rng.normal(size=(3, 2, 5, 3))
@@ -157,5 +159,6 @@ def test_rows_under_vmap(axes):
         return jax.jit(jax.vmap(jax.grad(loss, (0, 1)), axes))
 
     assert_close(gradients(how)(*given), gradients("autodiff")(*given), 1e-12)
-    # A step forward and backward, its projection, the weights and the inputs.
-    assert gradients(how).lower(*given).as_text().count("dot_general") == 5
+    # A step forward and backward and its projection; the weights and the inputs.
+    in_steps = 0 if form == "sums" and axes[0] == 0 else 3
+    assert gradients(how).lower(*given).as_text().count("dot_general") == in_steps + 2

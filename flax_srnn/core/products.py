@@ -29,18 +29,8 @@ def summed(x: jax.Array, matrix: jax.Array, precision: Any) -> jax.Array:
 
 
 def rows(x: jax.Array, matrix: jax.Array, precision: Any) -> jax.Array:
-    """A product of a vector and the matrix for each row; under `jax.vmap`, where rows are many again, the library's."""
-    return _each_row(x, matrix)
-
-
-@jax.custom_batching.custom_vmap
-def _each_row(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    return jnp.stack([jnp.dot(row, matrix) for row in x])
-
-
-@_each_row.def_vmap
-def _(size: int, batched: list[bool], x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, bool]:
-    return jax.vmap(jnp.dot, [0 if each else None for each in batched])(x, matrix), True
+    """A product of a vector and the matrix for each row."""
+    return jnp.stack([jnp.dot(row, matrix, precision=precision) for row in x])
 
 
 def contracted(left: jax.Array, right: jax.Array, precision: Any) -> jax.Array:

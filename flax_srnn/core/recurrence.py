@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -131,7 +132,27 @@ def empty_states(p: Problem) -> jax.Array:
     return _buffer(p, p.sizes[1], 0.0)
 
 
+def _tuned_under_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(how, record, p, *others)`, which `jax.vmap` runs with what `Tuning` says for many copies of p."""
+
+    @functools.wraps(function)
+    def tuned(how: Scan, record: Record, *arguments: Any) -> Any:
+        one = jax.custom_batching.custom_vmap(functools.partial(function, how, record))
+
+        @one.def_vmap
+        def _(copies: int, batched: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+            tuning = how.tuning.under_vmap(copies, shared=not batched[0].cell.recurrent_kernel)
+            many = functools.partial(function, dataclasses.replace(how, tuning=tuning), record)
+            results = jax.vmap(many, jax.tree.map(lambda each: 0 if each else None, tuple(batched)))(*arguments)
+            return results, jax.tree.map(lambda _: True, results)
+
+        return one(*arguments)
+
+    return tuned
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@_tuned_under_vmap
 def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[jax.Array, Any]:
     """(final state, what is recorded); `states`, None unless they are recorded, is an array to be overwritten with them."""
 
@@ -218,6 +239,7 @@ class _Sums(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@_tuned_under_vmap
 def pullback(
     how: Scan, record: Record, p: Problem, recorded: Any, final_cotangent: jax.Array, states_cotangent: jax.Array | None
 ) -> Problem:

@@ -97,6 +97,11 @@ class Tuning:
         rows = cell.kernel.shape[0] + units + 1
         return batch * rows * units < self.gathered_products and steps <= self.gathered_steps
 
+    def under_vmap(self, copies: int, shared: bool) -> Tuning:
+        """For many copies of a problem at once, of `shared` weights or each of its own."""
+        summed = self.summed_products // copies if shared else self.summed_products
+        return dataclasses.replace(self, summed_products=summed, row_products=0, gathered_products=0)
+
 
 def _ceil(number: int, divisor: int) -> int:
     return -(-number // divisor)
