@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import cases
+import jax
 import numpy as np
 import pytest
 
@@ -99,7 +100,7 @@ def test_the_arrays_of_a_case():
     assert {a.dtype for a in (stack.inputs, stack.cotangent, *stack.params[0].values())} == {np.dtype("float32")}
 
 
-SECTIONS = ["forward", "options", "bfloat16", "chunked", "memory", "length", "compilation"]
+SECTIONS = ["forward", "options", "bfloat16", "chunked", "memory", "length", "compilation", "tuning"]
 
 
 @pytest.mark.parametrize("section", cases.thinned(SECTIONS, 3))
@@ -110,9 +111,28 @@ def test_every_section_yields_figures_of_this_library(section, monkeypatch):
     plan = process.Plan([section], peers=[], grid=shapes, other=[(1, 5, 2, 3)], few=shapes, quick=False, seconds=0.0)
     records = list(process.SECTIONS[section](plan, CONTESTANTS))
     assert len({(r.group, r.case) for r in records}) == len(records)
-    counts = {"forward": 2, "options": 4, "bfloat16": 2, "chunked": 2, "length": 4, "memory": 2, "compilation": 1}
+    counts = {
+        "forward": 2,
+        "options": 4,
+        "bfloat16": 2,
+        "chunked": 2,
+        "length": 4,
+        "memory": 2,
+        "compilation": 1,
+        "tuning": 4,
+    }
     assert len(records) == counts[section]
     assert all(len(figures) == 1 and figures[0] > 0 for r in records for figures in r.values.values())
+
+
+def test_a_rule_that_is_taken_out_is_out():
+    case = Case((2, 6, 3, 5))
+
+    def products(case):
+        program = jax.jit(process.program(CONTESTANTS[process.OURS](case), train=False))
+        return program.lower(*process.problem(case)).as_text().count("dot_general")
+
+    assert (products(case), products(case._replace(tuning=(process.RULES["sums"],)))) == (0, 2)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -21,15 +21,19 @@ def _ours(case: Case) -> Model:
     import jax.numpy as jnp
 
     import flax_srnn
+    from flax_srnn.core.tuning import Tuning
 
     units, keep = case.shape[3], 1 - case.recurrent_dropout
+    implementation: Any = case.implementation
+    if case.tuning:
+        implementation = flax_srnn.Scan(tuning=Tuning(**dict(case.tuning)))
 
     def layers(params: Any, x: Any, mask: Any, key: Any) -> Any:
         params, x = jax.tree.map(lambda a: a.astype(case.dtype), (params, x))
         dropout = None
         if keep < 1:
             dropout = jax.random.bernoulli(key, keep, (x.shape[0], units)) / jnp.asarray(keep, x.dtype)
-        options: Any = {"activation": case.activation, "implementation": case.implementation}
+        options: Any = {"activation": case.activation, "implementation": implementation}
         for layer in params:
             _, x = flax_srnn.simple_rnn(
                 layer, x, mask=mask, recurrent_dropout_mask=dropout, return_sequences=not case.last, **options

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "GRID", "LONG", "NARROW", "NETWORKS", "OPTIONS", "OTHER", "OURS", "SECTIONS", "TOLERANCE",
+    "GRID", "LONG", "NARROW", "NETWORKS", "OPTIONS", "OTHER", "OURS", "RULES", "SECTIONS", "TOLERANCE",
     "TORCH_SECTIONS", "Case", "Contestants", "MeasurementError", "Model", "Plan", "Problem", "Record", "Shape",
     "alternate", "check_agreement", "fingerprint", "label", "problem", "process", "program", "race",
 ]  # fmt: skip
@@ -82,6 +82,7 @@ class Case(NamedTuple):
     last: bool = False  # the last output only
     dtype: str = "float32"
     implementation: str | None = None  # of this library
+    tuning: tuple[tuple[str, int], ...] = ()  # fields of this library's `Tuning` that are not as measured
     network: str = "layer"  # or "stack" (3 layers), "cells" (one RNN of 3 cells), "bidirectional"
 
 
@@ -302,6 +303,14 @@ def _bfloat16(plan: Plan, contestants: Contestants) -> Iterator[Record]:
         yield race("training in half precision", case, models, True, plan.seconds)
 
 
+def _tuning(plan: Plan, contestants: Contestants) -> Iterator[Record]:
+    for what in ("forward", "training"):
+        for group, shape in _grid(plan, what):
+            tunings = {"every rule": (), **{f"without {rule}": (field,) for rule, field in RULES.items()}}
+            models = {name: contestants[OURS](Case(shape, tuning=tuning)) for name, tuning in tunings.items()}
+            yield race(f"{group}, a rule taken out", Case(shape), models, what == "training", plan.seconds)
+
+
 def _chunked(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     # The network of `problem` forgets: each step shrinks a difference of states to less than 0.9 of it.
     models = {name: contestants[OURS](Case(NARROW, implementation=name)) for name in ("chunked", "scan")}
@@ -374,6 +383,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "one RNN of 3 cells": {"network": "cells"},
     "bidirectional": {"network": "bidirectional"},
 }
+RULES: dict[str, tuple[str, int]] = {
+    "sums": ("summed_products", 0),
+    "products of each row": ("row_products", 0),
+    "gathering by step": ("gathered_products", 0),
+    "hoisting": ("hoisted_features", sys.maxsize),
+    "whole sequences": ("whole_elements", 0),
+}
+"""The rules of this library's `Tuning`, and what takes each out."""
 SECTIONS: dict[str, Callable[[Plan, Contestants], Iterator[Record]]] = {
     "training": functools.partial(_plain, "training"),
     "forward": functools.partial(_plain, "forward"),
@@ -384,6 +401,7 @@ SECTIONS: dict[str, Callable[[Plan, Contestants], Iterator[Record]]] = {
     "memory": _memory,
     "length": _length,
     "compilation": _compilation,
+    "tuning": _tuning,
 }
 
 
