@@ -514,9 +514,12 @@ OF_PRODUCTS = [
         LIBRARY,
     ),
     Mutation("no-sums", TUNING, "size < self.summed_products", "size < 0", LIBRARY),
+    Mutation(
+        "gathered-at-the-border", TUNING, "units < self.gathered_products", "units <= self.gathered_products", GATHERS
+    ),
+    Mutation("as-many-sums-for-any-number-of-units", TUNING, "math.gcd(units, 8)", "8", BORDERS),
     Mutation("no-rows", TUNING, "if batch in (2, 4, 8) and", "if batch in () and", BORDERS),
     Mutation("rows-of-odd-widths", TUNING, "units % 8 == 0 and", "", BORDERS),
-    Mutation("long-sequences-gathered-by-step", TUNING, "steps <= self.gathered_steps", "steps <= 2**20", GATHERS),
     Mutation(
         "blocks-where-all-fits",
         TUNING,

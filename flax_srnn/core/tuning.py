@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 
@@ -32,14 +33,15 @@ class Tuning:
         rows: they share one reading of the kernel, and the loop calls a library once less (8x2000x8x32 forward takes 0.6 of
         the time). With F = 1 it would cost a tenth at 16x784x1x128 (JAX 0.10, 0.12).
       summed_products: B·K·N of a step's larger product below which, for several rows, both are written as sums: a library
-        call takes 0.7 µs, up to ten times the work; from here on XLA makes the call even of the sum (JAX 0.10, 0.12).
+        call takes 0.7 µs, up to ten times the work; from here on XLA makes the call even of the sum (JAX 0.10, 0.12). Half as
+        many if U is a multiple of 4 only, a quarter if it is not: vectors of units are filled less well (15x487x31x7 forward
+        would take 2.2 times as long on JAX 0.12).
       row_products: B·K·N up to which the products of 2, 4 or 8 rows are one of each row, if U fills whole vectors: XLA
         compiles these into the loop from JAX 0.12 on (2x500x5x48 forward takes 0.4 of the time, 8x2000x8x32 0.7; with 7 rows
         or 37 units it would take 1.4 times as long). On JAX 0.10 it would lose everywhere: 0.
-      gathered_products: B·(F+U+1)·U below which, up to `gathered_steps`, the backward pass adds up the weights' gradients at
-        every step, all products as sums: the products of a whole block would count 1000 operations, and a program with as
-        many is handed to another thread, four times the time at 1x20x2x4 (JAX 0.10, 0.12).
-      gathered_steps: T up to which that pays; the products of longer blocks take less than the sums (JAX 0.10).
+      gathered_products: B·(F+U+1)·U below which the backward pass adds up the weights' gradients at every step, all products
+        as sums: the products of a whole block would count 1000 operations, and a program with as many is handed to another
+        thread, four times the time at 1x20x2x4 (JAX 0.10, 0.12).
       pieces: of the parallel solver, at most: a product of 32 rows takes little longer than a product of one.
       piece_steps: but no shorter pieces than this: a piece must be long enough to forget where it started.
       warm_up: the solver's first guess comes from the last 1/warm_up of every piece.
@@ -53,7 +55,6 @@ class Tuning:
     summed_products: int = 2**12
     row_products: int = 2**13 if jax.__version_info__ >= (0, 12) else 0
     gathered_products: int = 2**8
-    gathered_steps: int = 256
     pieces: int = 32
     piece_steps: int = 64
     warm_up: int = 4
@@ -78,7 +79,7 @@ class Tuning:
         if not isinstance(batch, int) or p.cell.precision is not None:
             return products.library
         size = batch * max(p.cell.kernel.size, p.cell.recurrent_kernel.size)
-        if batch > 1 and size < self.summed_products:
+        if batch > 1 and size < self.summed_products * max(2, math.gcd(units, 8)) // 8:
             return products.summed
         if batch in (2, 4, 8) and units % 8 == 0 and size <= self.row_products:
             return products.rows
@@ -91,11 +92,10 @@ class Tuning:
 
     def gathers_by_step(self, p: Problem) -> bool:
         """Whether the blocks of the backward pass are single steps."""
-        (batch, steps, units), cell = p.sizes, p.cell
-        if not isinstance(batch, int) or not isinstance(steps, int) or cell.precision is not None:
+        (batch, _, units), cell = p.sizes, p.cell
+        if not isinstance(batch, int) or cell.precision is not None:
             return False
-        rows = cell.kernel.shape[0] + units + 1
-        return batch * rows * units < self.gathered_products and steps <= self.gathered_steps
+        return batch * (cell.kernel.shape[0] + units + 1) * units < self.gathered_products
 
     def under_vmap(self, copies: int, shared: bool) -> Tuning:
         """For many copies of a problem at once, of `shared` weights or each of its own."""
