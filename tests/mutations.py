@@ -102,6 +102,7 @@ FORMS = ("test_tuning.py::test_no_form_shows_in_a_result",)
 BORDERS = ("test_tuning.py::test_how_the_products_of_a_step_are_written",)
 GATHERS = ("test_tuning.py::test_when_the_backward_pass_gathers_by_step",)
 COPIES = ("test_tuning.py::test_copies_under_vmap",)
+TPU = ("test_tpu.py::test_loops_over_steps",)
 LIBRARY = ("test_performance.py::test_loops_and_products",)
 HOISTS = ("test_performance.py::test_the_projection_is_outside_the_loop_where_the_rule_says_so",)
 KERAS_LIVE = ("test_keras_configs.py::test_live_layers",)
@@ -200,8 +201,8 @@ OF_WHAT_ACTIVATIONS_HOLD = [
     Mutation(
         "held-arrays-get-infinite-derivatives-of-masked-steps",
         LOOP,
-        "_held_cotangents(p, blanked(kept, used, HARMLESS)",
-        "_held_cotangents(p, kept",
+        "_held_cotangents(here, blanked(kept, used, HARMLESS)",
+        "_held_cotangents(here, kept",
         ("test_closed_over.py::test_a_masked_step_gives_nothing",),
     ),
     Mutation("held-arrays-of-one-block-only", LOOP, "held=jax.tree.map(jnp.add, sums.held, d)", "held=d", HELD_BY_HAND),
@@ -265,7 +266,7 @@ OF_THE_LOOP = [
     Mutation(
         "nan-of-a-masked-step-reaches-the-weights",
         LOOP,
-        "x = blanked(x, _over_time(mask, axis))",
+        "x = blanked(x, flags_over_time(mask, axis))",
         "x = x * 1",
         NAN_IN_MASKED,
     ),
@@ -296,7 +297,7 @@ OF_THE_LOOP = [
     Mutation(
         "reset-missing-in-the-weight-gradient",
         LOOP,
-        "s = select(_over_time(resets, axis), jnp.expand_dims(p.reset_state, axis), s)",
+        "s = select(flags_over_time(resets, axis), jnp.expand_dims(p.reset_state, axis), s)",
         "s = s * 1",
         GRADIENTS_OF_BLOCKS,
     ),
@@ -310,8 +311,8 @@ OF_THE_LOOP = [
     Mutation(
         "recurrent-dropout-missing-in-the-weight-gradient",
         LOOP,
-        "parts = [_times(s, d_h, axis),",
-        "parts = [s,",
+        "columns = [_times(s, d_h, axis),",
+        "columns = [s,",
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation("input-dropout-missing-in-the-weight-gradient", LOOP, "_times(x, d_x, axis)]", "x]", GRADIENTS_OF_BLOCKS),
@@ -390,10 +391,10 @@ OF_THE_LOOP = [
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation(
-        "checkpoint-off-by-one-block",
+        "checkpoints-of-nothing",
         LOOP,
-        'return carry, h if record == "checkpoints" else None',
-        'return carry, carry[0] if record == "checkpoints" else None',
+        'kept = h if record == "checkpoints" else None',
+        'kept = 0 * h if record == "checkpoints" else None',
         RECOMPUTED,
     ),
     Mutation(
@@ -413,8 +414,8 @@ OF_THE_LOOP = [
     Mutation(
         "hoisted-projection-without-dropout",
         LOOP,
-        "z = project(_for_block(p.cell, axis), blanked(x, _over_time(mask, axis)))",
-        "z = jnp.dot(blanked(x, _over_time(mask, axis)), p.cell.kernel, precision=p.cell.precision)",
+        "project(_for_block(p.cell, axis), blanked(x, flags_over_time(mask, axis)))",
+        "jnp.dot(blanked(x, flags_over_time(mask, axis)), p.cell.kernel, precision=p.cell.precision)",
         GRADIENTS_OF_BLOCKS,
     ),
     Mutation(
@@ -461,6 +462,53 @@ OF_THE_LOOP = [
         "step(count - 1 - i if descending else i, carry)",
         "step(i, carry)",
         BLOCKS,
+    ),
+]
+
+OF_ACCELERATORS = [
+    Mutation(
+        "any-layout-on-a-tpu",
+        "core/row_major.py",
+        "if context.module_context.lowering_parameters.for_export:",
+        "if True:",
+        TPU,
+    ),
+    Mutation(
+        "layouts-in-exported-programs",
+        "core/row_major.py",
+        "if context.module_context.lowering_parameters.for_export:",
+        "if False:",
+        ("test_export.py::test_forward_and_gradients_for_every_platform",),
+    ),
+    Mutation("projected-in-every-step-on-a-tpu", TUNING, "    hoisted_features=1,", "    hoisted_features=10**6,", TPU),
+    Mutation("whole-arrays-in-the-loops-of-a-tpu", TUNING, "    copies_blocks=True,", "    copies_blocks=False,", TPU),
+    Mutation(
+        "checkpoints-of-other-blocks-elsewhere",
+        TUNING,
+        "if self.accelerators is None or not same_blocks:",
+        "if True:",
+        ("test_tuning.py::test_checkpoints_are_of_the_same_blocks_everywhere",),
+    ),
+    Mutation(
+        "half-precision-converted-whole",
+        "core/parts.py",
+        "if whole is None or self.dtype == self.wide else lax.bitcast_convert_type(whole, jnp.uint16)",
+        "",
+        ("test_performance.py::test_no_loop_converts_a_whole_array_of_half_precision",),
+    ),
+    Mutation(
+        "half-precision-in-place",
+        TUNING,
+        "self.copies_blocks or p.inputs.dtype != p.initial_state.dtype",
+        "self.copies_blocks",
+        ("test_dtypes.py::test_rounded_once",),
+    ),
+    Mutation(
+        "copies-of-the-first-block",
+        "core/parts.py",
+        "blocks.window(whole, start, count, axis)",
+        "blocks.window(whole, 0 * start, count, axis)",
+        GRADIENTS_OF_BLOCKS,
     ),
 ]
 
@@ -527,7 +575,7 @@ OF_PRODUCTS = [
         "elements * steps <= 0",
         ("test_tuning.py::test_blocks",),
     ),
-    Mutation("a-single-row-is-hoisted", TUNING, "several = p.sizes[0] != 1 and", "several =", HOISTS),
+    Mutation("a-single-row-is-hoisted", TUNING, "batch >= self.hoisted_rows", "True", HOISTS),
     Mutation("few-features-are-hoisted", TUNING, ">= self.hoisted_features", ">= 1", HOISTS),
 ]
 
@@ -1668,6 +1716,7 @@ MUTATIONS = [
     *OF_EXPLICIT_AXES,
     *OF_THE_LOOP,
     *OF_PRODUCTS,
+    *OF_ACCELERATORS,
     *OF_ACTIVATIONS,
     *OF_THE_SOLVER,
     *OF_DROPOUT,

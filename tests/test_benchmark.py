@@ -126,6 +126,12 @@ def test_every_section_yields_figures_of_this_library(section, monkeypatch):
     assert all(len(figures) == 1 and figures[0] > 0 for r in records for figures in r.values.values())
 
 
+def test_programs_for_a_tpu_need_its_compiler(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "_distributed", lambda name: name != "libtpu")
+    assert main(["benchmark", "--sections", "tpu-steps", "--output", str(tmp_path / "new")]) == 2
+    assert "tpu-aot" in capsys.readouterr().err
+
+
 def test_a_rule_that_is_taken_out_is_out():
     case = Case((2, 6, 3, 5))
 
@@ -235,4 +241,4 @@ def test_help(capsys):
         main(["benchmark", "--help"])
     assert stop.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert all(word in out for word in ("--quick", "--torch-python", *process.SECTIONS, "flax.linen"))
+    assert all(word in out for word in ("--quick", "--torch-python", *process.SECTIONS, "tpu-steps", "flax.linen"))

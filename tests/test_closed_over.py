@@ -72,6 +72,7 @@ def losses(case, implementation, activation=holding):
 of_all = functools.partial(jax.value_and_grad, argnums=(0, 1, 2, 3))
 CASES = [
     (EVERYTHING(go_backwards=True, time_major=True), Scan(tuning=cases.SMALL_BLOCKS)),
+    (EVERYTHING(), Scan(tuning=cases.COPIED_BLOCKS)),
     (EVERYTHING(), "autodiff"),
     (EVERYTHING(batch=(1,)), "scan"),
     (EVERYTHING(batch=(1,), time_major=True), "autodiff"),

@@ -85,6 +85,24 @@ def test_step_and_sequence_run_without_this_library(params, tmp_path):
     np.testing.assert_array_equal(after, fifth)
 
 
+@pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cpu", "cuda", "tpu")], ids=" ".join)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_forward_and_gradients_for_every_platform(params, platforms, dtype):
+    """One program, of which each platform takes its branch; what runs on a CPU is run."""
+    params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, jnp.ones((4, 70, F))))
+
+    def loss(params, inputs):
+        return jnp.square(simple_rnn(params, inputs)[1].astype(jnp.float32)).sum()
+
+    for function in (simple_rnn, jax.value_and_grad(loss, (0, 1))):
+        exported = export.deserialize(export.export(jax.jit(function), platforms=platforms)(params, inputs).serialize())
+        if "cpu" in platforms:
+            given, wanted = jax.jit(exported.call)(params, inputs), jax.jit(function)(params, inputs)
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-2), given, wanted)
+        else:
+            assert exported.platforms == platforms
+
+
 _FLOATS, _FLAGS, _LENGTHS = jnp.float32, jnp.bool_, jnp.int32
 _CASES = {  # options, array arguments
     "no initial state": ({}, {}),

@@ -52,22 +52,25 @@ SEVERAL_BLOCKS = [
     replace(sizes=cases.WIDE, time_major=True, mask=False, go_backwards=True),
 ]
 """Two whole blocks; two and a rest of one step; one and a rest."""
+of_blocks = pytest.mark.parametrize("tuning", [cases.SMALL_BLOCKS, cases.COPIED_BLOCKS], ids=["in place", "copied"])
 
 
 @pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 3), ids=str)
-def test_several_blocks(case):
+@of_blocks
+def test_several_blocks(case, tuning):
     problem = case.problem()
-    returned, grads = compiled(problem, unroll=case.unroll, implementation=Scan(tuning=cases.SMALL_BLOCKS))
+    returned, grads = compiled(problem, unroll=case.unroll, implementation=Scan(tuning=tuning))
     assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
     assert_close(grads, plain(problem)[1], 1e-11)
 
 
 @pytest.mark.parametrize("remat", cases.thinned([True, False], 1))
 @pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS[1:3], 1), ids=str)
-def test_recomputed_states(case, remat):
+@of_blocks
+def test_recomputed_states(case, remat, tuning):
     """Only the final state is returned: the states between are stored, or one in every block is."""
     problem = dataclasses.replace(case, return_sequences=False).problem()
-    returned, grads = compiled(problem, implementation=Scan(remat, cases.SMALL_BLOCKS))
+    returned, grads = compiled(problem, implementation=Scan(remat, tuning))
     assert_close(returned, call(reference.simple_rnn, problem), 1e-12)
     assert_close(grads, plain(problem)[1], 1e-11)
 

@@ -43,11 +43,11 @@ INNER = [room for room in ROOMS if room not in RIM]
 # Within two rooms there is an order, too.
 ORDER = {
     "core": [
-        {"products", "parameters", "blocks", "mesh_axes", "reverse_only"},
+        {"products", "parameters", "blocks", "mesh_axes", "reverse_only", "row_major"},
         {"cell"},
         {"closed_over"},
         {"problem"},
-        {"tuning"},
+        {"tuning", "parts"},
         {"recurrence"},
         {"parallel_in_time"},
         {"implementations"},

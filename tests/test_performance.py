@@ -25,14 +25,14 @@ SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 WRITERS = ("dynamic-update-slice", "parameter", "get-tuple-element", "tuple", "bitcast", "while", "call")
 
 
-def compiled(shape, train=True, mask=False, **options):
+def compiled(shape, train=True, mask=False, dtype=jnp.float32, **options):
     rows, steps, features, units = shape
     params = {
-        "kernel": jax.ShapeDtypeStruct((features, units), jnp.float32),
-        "recurrent_kernel": jax.ShapeDtypeStruct((units, units), jnp.float32),
-        "bias": jax.ShapeDtypeStruct((units,), jnp.float32),
+        "kernel": jax.ShapeDtypeStruct((features, units), dtype),
+        "recurrent_kernel": jax.ShapeDtypeStruct((units, units), dtype),
+        "bias": jax.ShapeDtypeStruct((units,), dtype),
     }
-    inputs = jax.ShapeDtypeStruct((rows, steps, features), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((rows, steps, features), dtype)
     flags = jax.ShapeDtypeStruct((rows, steps), bool) if mask else None
 
     def forward(params, inputs, flags):
@@ -95,6 +95,16 @@ def test_no_loop_touches_a_whole_array(shape, mask, activation):
     assert len(bodies) >= 2
     whole = [line for body in bodies.values() for line in body if elements(line) >= rows * steps * units]
     assert whole
+    assert [line for line in whole if operation(line, table) not in WRITERS] == []
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_no_loop_converts_a_whole_array_of_half_precision(dtype):
+    """It goes through loops as the integers of its bits, of which a block is converted."""
+    rows, steps, _, units = shape = SHAPES["blocks"]
+    bodies, table = loop_bodies(compiled(shape, dtype=dtype).as_text())
+    whole = [line for body in bodies.values() for line in body if elements(line) >= rows * steps * units]
+    assert {line.split(" = ", 1)[1][:3] for line in whole if "tuple" not in operation(line, table)} == {"u16"}
     assert [line for line in whole if operation(line, table) not in WRITERS] == []
 
 

@@ -156,9 +156,10 @@ def test_shard_map(name, implementation, mesh):
 
 
 @pytest.mark.parametrize("remat", cases.thinned([True, False], 1))
+@pytest.mark.parametrize("tuning", [cases.SMALL_BLOCKS, cases.COPIED_BLOCKS], ids=["in place", "copied"])
 @pytest.mark.slow
-def test_shard_map_of_several_blocks(remat, mesh):
-    small = Scan(remat, cases.SMALL_BLOCKS)
+def test_shard_map_of_several_blocks(remat, tuning, mesh):
+    small = Scan(remat, tuning)
     same(*data_parallel(SHARDED, mesh, implementation=small))
     same(*data_parallel(CASES["last output"], mesh, implementation=small))
 

@@ -51,9 +51,10 @@ SEVERAL_BLOCKS = [
 
 
 @pytest.mark.parametrize("case", SEVERAL_BLOCKS, ids=str)
-def test_several_blocks_equal_the_oracle(case):
+@pytest.mark.parametrize("tuning", [cases.SMALL_BLOCKS, cases.COPIED_BLOCKS], ids=["in place", "copied"])
+def test_several_blocks_equal_the_oracle(case, tuning):
     problem = case.problem()
-    small = Scan(tuning=cases.SMALL_BLOCKS)
+    small = Scan(tuning=tuning)
     assert_same(values(problem, unroll=case.unroll, implementation=small), call(reference.simple_rnn, problem))
 
 

@@ -15,26 +15,30 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from flax_srnn import atomic, identifiers
-from flax_srnn.benchmark import process, report
+from flax_srnn.benchmark import process, report, tpu
 from flax_srnn.benchmark.peers import PEERS
 from flax_srnn.benchmark.process import GRID, OTHER, MeasurementError, Plan, Record, Shape
 
 __all__ = ["MeasurementError", "add_arguments", "measure", "run"]
 
 FEW: tuple[Shape, ...] = ((32, 100, 32, 64), (32, 100, 64, 256), (1, 1000, 16, 64), (4, 512, 256, 256))
+TPU = "tpu-steps"
+"""The section that compiles for a TPU: minutes, and only where its compiler is installed, so never unasked."""
 QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 128))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to its parser."""
-    sections, peers = ", ".join(process.SECTIONS), ", ".join(PEERS)
+    sections, peers = ", ".join([*process.SECTIONS, TPU]), ", ".join(PEERS)
     parser.add_argument("--quick", action="store_true", help="a rough figure: few shapes, one process, under 2 minutes")
-    parser.add_argument("--sections", metavar="A,B", help=f"what to measure, of: {sections} (default: everything)")
+    parser.add_argument(
+        "--sections", metavar="A,B", help=f"what to measure, of: {sections} (default: everything but {TPU})"
+    )
     parser.add_argument(
         "--peers", metavar="A,B", help=f"whom to compare with, of: {peers} (default: all that are installed)"
     )
@@ -79,6 +83,7 @@ class Job(NamedTuple):
 
     Attributes:
       plan: what every process measures.
+      tpu_shapes: of the programs for a TPU; none if these are not asked for.
       absent: the peers that are not installed.
       processes: how many.
       torch_python: the interpreter for PyTorch's process.
@@ -86,6 +91,7 @@ class Job(NamedTuple):
     """
 
     plan: Plan
+    tpu_shapes: Sequence[Shape]
     absent: list[str]
     processes: int
     torch_python: str
@@ -98,8 +104,14 @@ def _read(arguments: argparse.Namespace) -> Job:
     processes = (1 if quick else 3) if arguments.processes is None else arguments.processes
     if processes < 1:
         raise ValueError(f"--processes={processes}: expected at least 1 process.")
-    sections = _names(arguments.sections, process.SECTIONS, "--sections")
+    table = process.SECTIONS if arguments.sections is None else {**process.SECTIONS, TPU: None}
+    sections = _names(arguments.sections, table, "--sections")
     wanted = _names(arguments.peers, PEERS, "--peers")
+    if TPU in sections and not _distributed("libtpu"):
+        raise ValueError(
+            f"--sections={arguments.sections}: {TPU!r} needs the TPU's compiler; install 'flax-srnn[tpu-aot]' (Linux, Python "
+            "3.12 or newer)."
+        )
     absent = [peer for peer in wanted if not _installed(peer, arguments.torch_python)]
     if absent and arguments.peers is not None:
         raise ValueError(f"--peers={arguments.peers}: {absent[0]!r} is not installed; install {PEERS[absent[0]]!r}.")
@@ -108,7 +120,7 @@ def _read(arguments: argparse.Namespace) -> Job:
     if folder.exists():
         raise ValueError(f"--output={str(folder)!r} exists already; results go to a new folder.")
     plan = Plan(
-        sections=sections,
+        sections=[section for section in sections if section != TPU],
         peers=[peer for peer in wanted if peer not in absent],
         grid=shapes or (QUICK if quick else GRID),
         other=[] if shapes else OTHER[:1] if quick else OTHER,
@@ -116,7 +128,8 @@ def _read(arguments: argparse.Namespace) -> Job:
         quick=quick,
         seconds=0.3 if quick else 2.0,
     )
-    return Job(plan, absent, processes, arguments.torch_python, folder)
+    tpu_shapes = () if TPU not in sections else shapes or (tpu.SHAPES[:1] if quick else tpu.SHAPES)
+    return Job(plan, tpu_shapes, absent, processes, arguments.torch_python, folder)
 
 
 def _names(text: str | None, table: Mapping[str, object], argument: str) -> list[str]:
@@ -134,9 +147,13 @@ def _shape(text: str) -> Shape:
     return batch, steps, features, units
 
 
+def _distributed(name: str) -> bool:
+    return bool(list(importlib.metadata.distributions(name=name)))
+
+
 def _installed(peer: str, torch_python: str) -> bool:
     if peer != "torch":
-        return bool(list(importlib.metadata.distributions(name=PEERS[peer])))
+        return _distributed(PEERS[peer])
     try:
         found = subprocess.run([torch_python, "-c", "import torch, numpy"], capture_output=True, check=False)
     except OSError as error:
@@ -151,7 +168,7 @@ def measure(job: Job) -> tuple[dict[str, str], list[Record]]:
     """Runs the plan in fresh processes, one after the other; what they say about the machine, and all figures."""
     about: dict[str, str] = {}
     runs = []
-    for number in range(job.processes):
+    for number in range(job.processes if job.plan.sections else 0):
         print(f"process {number + 1} of {job.processes}", file=sys.stderr, flush=True)
         said, records = _process(sys.executable, job.plan)
         about |= said
@@ -164,6 +181,9 @@ def measure(job: Job) -> tuple[dict[str, str], list[Record]]:
             for record in theirs:
                 process.check_agreement(ours[record.group, record.case], "torch", record.fingerprint)
             runs.append(theirs)
+    if job.tpu_shapes:
+        print("programs for a TPU", file=sys.stderr, flush=True)
+        runs.append(list(tpu.records(job.tpu_shapes, job.plan.peers)))
     return _machine(job) | about, report.merge(runs)
 
 

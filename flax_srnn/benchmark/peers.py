@@ -6,6 +6,7 @@ arrays and, differentiated, returns the same gradients.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flax_srnn.benchmark.process import OURS, Case, Contestants, Model
@@ -21,19 +22,20 @@ def _ours(case: Case) -> Model:
     import jax.numpy as jnp
 
     import flax_srnn
-    from flax_srnn.core.tuning import Tuning
+    from flax_srnn.core.tuning import MEASURED
 
     units, keep = case.shape[3], 1 - case.recurrent_dropout
     implementation: Any = case.implementation
     if case.tuning:
-        implementation = flax_srnn.Scan(tuning=Tuning(**dict(case.tuning)))
+        changed: Any = dict(case.tuning)
+        implementation = flax_srnn.Scan(tuning=dataclasses.replace(MEASURED, **changed))
 
     def layers(params: Any, x: Any, mask: Any, key: Any) -> Any:
         params, x = jax.tree.map(lambda a: a.astype(case.dtype), (params, x))
         dropout = None
         if keep < 1:
             dropout = jax.random.bernoulli(key, keep, (x.shape[0], units)) / jnp.asarray(keep, x.dtype)
-        options: Any = {"activation": case.activation, "implementation": implementation}
+        options: Any = {"activation": case.activation, "implementation": implementation, "time_major": case.time_major}
         for layer in params:
             _, x = flax_srnn.simple_rnn(
                 layer, x, mask=mask, recurrent_dropout_mask=dropout, return_sequences=not case.last, **options
@@ -83,7 +85,10 @@ def _keras(case: Case) -> Model:
 def _linen(case: Case) -> Model:
     from flax import linen
 
-    rnn = linen.RNN(linen.SimpleCell(case.shape[3]))
+    # Flax looks at what its initializers would make, and that of the recurrent kernel is for float32 only.
+    dtype: Any = {"dtype": case.dtype, "param_dtype": case.dtype}
+    cell = linen.SimpleCell(case.shape[3], recurrent_kernel_init=linen.initializers.lecun_normal(), **dtype)
+    rnn = linen.RNN(cell, time_major=case.time_major)
 
     def model(params: Any, x: Any, mask: Any, key: Any) -> Any:
         (p,) = params

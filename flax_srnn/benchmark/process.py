@@ -83,6 +83,7 @@ class Case(NamedTuple):
     dtype: str = "float32"
     implementation: str | None = None  # of this library
     tuning: tuple[tuple[str, int], ...] = ()  # fields of this library's `Tuning` that are not as measured
+    time_major: bool = False
     network: str = "layer"  # or "stack" (3 layers), "cells" (one RNN of 3 cells), "bidirectional"
 
 

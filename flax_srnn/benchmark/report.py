@@ -14,6 +14,8 @@ from flax_srnn.benchmark.process import OURS, Record
 __all__ = ["DETAILS", "Line", "Spread", "markdown", "merge", "plot", "ratios", "spread", "summarize"]
 
 DETAILS = "## Every case"
+TIMES = ("s", "cycles")
+"""The units of which the report forms ratios."""
 
 
 class Spread(NamedTuple):
@@ -95,8 +97,8 @@ def _groups(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 def markdown(about: Mapping[str, str], records: Sequence[Record]) -> str:
     """The machine, the summary, and after `DETAILS` a table per group."""
-    timed = [record for record in records if record.unit == "s"]
-    counted = [record for record in records if record.unit != "s"]
+    timed = [record for record in records if record.unit in TIMES]
+    counted = [record for record in records if record.unit not in TIMES]
     against_peers = [line for line in summarize(timed) if line.first == OURS]
     against_itself = [line for line in summarize(timed) if line.first != OURS]
     text = ["# Benchmark", "", "; ".join(f"{name} {value}" for name, value in about.items()) + ".", ""]
@@ -136,9 +138,9 @@ def _peer_rows(lines: Sequence[Line], names: Sequence[str]) -> Iterable[Sequence
 def _case_row(record: Record, names: Sequence[str]) -> Iterable[Any]:
     base, *others = names
     yield record.case
-    yield _duration(statistics.median(record.values[base]))
+    yield _time(statistics.median(record.values[base]), record.unit)
     for name in others:
-        yield f"{_duration(statistics.median(record.values[name]))}, {spread(ratios(record, name))}"
+        yield f"{_time(statistics.median(record.values[name]), record.unit)}, {spread(ratios(record, name))}"
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
@@ -150,9 +152,11 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _duration(seconds: float) -> str:
-    scale, unit = next(((s, u) for s, u in ((1, "s"), (1e3, "ms")) if seconds * s >= 1), (1e6, "µs"))
-    return f"{seconds * scale:.3g} {unit}"
+def _time(amount: float, unit: str) -> str:
+    if unit != "s":
+        return f"{amount:.0f} {unit}"
+    scale, unit = next(((s, u) for s, u in ((1, "s"), (1e3, "ms")) if amount * s >= 1), (1e6, "µs"))
+    return f"{amount * scale:.3g} {unit}"
 
 
 # --- plot -------------------------------------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ def plot(records: Iterable[Record], path: Path) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    lines = [line for line in summarize(records) if line.first == OURS]
+    lines = [line for line in summarize(record for record in records if record.unit in TIMES) if line.first == OURS]
     groups = list(dict.fromkeys(line.group for line in lines))[::-1]
     names = list(dict.fromkeys(line.name for line in lines))
     figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")

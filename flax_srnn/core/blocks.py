@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
-__all__ = ["at_step", "for_blocks", "for_steps", "put_step", "window"]
+__all__ = ["at_step", "for_blocks", "for_steps", "put_step", "put_window", "window"]
 
 
 def for_steps(step: Callable[[Any, Any], Any], carry: Any, count: int, descending: bool, unroll: int | bool) -> Any:
@@ -67,6 +67,10 @@ def for_blocks(
 
 def window(x: jax.Array, start: Any, count: int, axis: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, start, count, axis, allow_negative_indices=False)
+
+
+def put_window(x: jax.Array, part: jax.Array, start: Any, axis: int) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(x, part, start, axis, allow_negative_indices=False)
 
 
 def at_step(x: Any, k: Any, axis: int) -> Any:

@@ -37,6 +37,7 @@ from jax import lax
 from flax_srnn import validation
 from flax_srnn.core import mesh_axes, recurrence
 from flax_srnn.core.cell import Cell
+from flax_srnn.core.parts import empty_states
 from flax_srnn.core.problem import Problem
 from flax_srnn.core.recurrence import Record, Scan
 from flax_srnn.core.tuning import MEASURED, Tuning
@@ -162,7 +163,7 @@ def _swept(sweeps: Sweeps, record: Record, p: Problem) -> tuple[Any, Any]:
     anywhere = jnp.broadcast_to(p.initial_state[:, None], (rows, sweeps.pieces, units))
     folded = _folded(sweeps, p, anywhere)
     guess, _ = recurrence.forward(sweeps.scan, "nothing", _last_steps_of(sweeps, folded, p.reverse), None)
-    states = recurrence.empty_states(folded) if record == "states" else None
+    states = empty_states(folded) if record == "states" else None
     ends, (starts, states), agree, number = _until_agreed(
         sweep, p.initial_state, guess.reshape(anywhere.shape), (anywhere, states), p.reverse, sweeps, least=1.0
     )

@@ -46,11 +46,13 @@ from jax import lax
 from flax_srnn import activations, validation
 from flax_srnn.core import blocks, mesh_axes, products, reverse_only
 from flax_srnn.core.cell import HARMLESS, Cell, activate, advance, blanked, project, select, sheltered
+from flax_srnn.core.parts import Parts, empty_states, flags_over_time
 from flax_srnn.core.problem import Problem
+from flax_srnn.core.row_major import row_major
 from flax_srnn.core.tuning import MEASURED, Tuning
 from flax_srnn.dtypes import at_least_float32
 
-__all__ = ["Autodiff", "Record", "Scan", "empty_states", "forward", "plain", "pullback", "reverse_mode_only"]
+__all__ = ["Autodiff", "Record", "Scan", "forward", "plain", "pullback", "reverse_mode_only"]
 
 Record = Literal["states", "checkpoints", "nothing"]
 """What the forward pass leaves behind: all states, one state at the start of every block, or nothing."""
@@ -90,7 +92,9 @@ class Scan:
     def run(self, problem: Problem) -> tuple[jax.Array, jax.Array | None]:
         """(final state (B, U), states in the layout of the inputs or None)."""
         p = reverse_mode_only(problem)
-        return forward(self, "states", p, empty_states(p)) if p.return_states else forward(self, "nothing", p, None)
+        if p.return_states:
+            return forward(self, "states", p, empty_states(p))
+        return forward(self, "nothing", p, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,27 +126,31 @@ def plain(p: Problem) -> tuple[jax.Array, jax.Array]:
         h = advance(sheltered(p.cell, used), h, project(p.cell, blanked(x, used)), used, reset, p.reset_state)
         return h, h
 
-    time_first = (jnp.moveaxis(p.inputs, p.time_axis, 0), _over_time(p.mask, 0), _over_time(p.resets, 0))
+    inputs = p.inputs.astype(p.initial_state.dtype)
+    time_first = (jnp.moveaxis(inputs, p.time_axis, 0), flags_over_time(p.mask, 0), flags_over_time(p.resets, 0))
     final, states = lax.scan(body, p.initial_state, time_first, reverse=p.reverse, unroll=p.unroll)
-    return final, jnp.moveaxis(states, 0, p.time_axis)
+    return final, jnp.moveaxis(states, 0, p.time_axis).astype(p.inputs.dtype)
 
 
-def empty_states(p: Problem) -> jax.Array:
-    """Where all states go."""
-    return _buffer(p, p.sizes[1], 0.0)
+def _tuned_where_it_runs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(how, record, p, *others)`, which `jax.vmap` runs with what `Tuning` says for many copies of p, and a platform
+    with what it says for that."""
 
-
-def _tuned_under_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(how, record, p, *others)`, which `jax.vmap` runs with what `Tuning` says for many copies of p."""
+    def on_platform(how: Scan, record: Record, *arguments: Any) -> Any:
+        here = functools.partial(function, how, record)
+        if (tuning := how.tuning.elsewhere(same_blocks=record == "checkpoints")) is None:
+            return here(*arguments)
+        elsewhere = functools.partial(function, dataclasses.replace(how, tuning=tuning), record)
+        return lax.platform_dependent(*arguments, cpu=here, default=elsewhere)
 
     @functools.wraps(function)
     def tuned(how: Scan, record: Record, *arguments: Any) -> Any:
-        one = jax.custom_batching.custom_vmap(functools.partial(function, how, record))
+        one = jax.custom_batching.custom_vmap(functools.partial(on_platform, how, record))
 
         @one.def_vmap
         def _(copies: int, batched: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
             tuning = how.tuning.under_vmap(copies, shared=not batched[0].cell.recurrent_kernel)
-            many = functools.partial(function, dataclasses.replace(how, tuning=tuning), record)
+            many = functools.partial(on_platform, dataclasses.replace(how, tuning=tuning), record)
             results = jax.vmap(many, jax.tree.map(lambda each: 0 if each else None, tuple(batched)))(*arguments)
             return results, jax.tree.map(lambda _: True, results)
 
@@ -152,19 +160,24 @@ def _tuned_under_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-@_tuned_under_vmap
+@_tuned_where_it_runs
 def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[jax.Array, Any]:
     """(final state, what is recorded); `states`, None unless they are recorded, is an array to be overwritten with them."""
+    parts = Parts(p, how.tuning.copies(p))
 
     def block(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
         h, states = carry
-        carry = _forward_block(how, p, start, count, h, states, start)
-        return carry, h if record == "checkpoints" else None
+        kept = h if record == "checkpoints" else None
+        here, begin = parts.block(start, count)
+        if states is None or not parts.copied:
+            return _forward_block(how, here, begin, count, h, states, begin), kept
+        h, made = _forward_block(how, here, begin, count, h, empty_states(here, count), begin)
+        return (h, parts.put(states, made, start)), kept
 
     (final, states), checkpoints = blocks.for_blocks(
-        block, (p.initial_state, states), p.sizes[1], how.tuning.block(p), p.reverse, p.unroll
+        block, (p.initial_state, parts.pack(states)), p.sizes[1], how.tuning.block(p), p.reverse, p.unroll
     )
-    return final, {"states": states, "checkpoints": checkpoints, "nothing": None}[record]
+    return final, {"states": parts.unpack(states), "checkpoints": checkpoints, "nothing": None}[record]
 
 
 def _forward_block(
@@ -176,7 +189,7 @@ def _forward_block(
     cell, reset_state = _carried_cell(how, p), _carried(p.reset_state)
     z: Any = None
     if how.tuning.hoists(p):
-        z = project(_for_block(p.cell, axis), blanked(x, _over_time(mask, axis)))
+        z = row_major(project(_for_block(p.cell, axis), blanked(x, flags_over_time(mask, axis))))
 
     def step(k: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         h, buffer = carry
@@ -225,7 +238,7 @@ def _kept(how: Scan, record: Record, p: Problem) -> Record:
     recompute = how.remat
     if recompute is None:
         size = p.initial_state.size * p.sizes[1]
-        recompute = isinstance(size, int) and size * p.initial_state.dtype.itemsize > how.tuning.checkpoint_bytes
+        recompute = isinstance(size, int) and size * p.inputs.dtype.itemsize > how.tuning.checkpoint_bytes
     return "checkpoints" if recompute else "states"
 
 
@@ -239,15 +252,17 @@ class _Sums(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-@_tuned_under_vmap
+@_tuned_where_it_runs
 def pullback(
     how: Scan, record: Record, p: Problem, recorded: Any, final_cotangent: jax.Array, states_cotangent: jax.Array | None
 ) -> Problem:
     """The cotangents of all arrays of the problem that have one, from what was recorded, "states" or "checkpoints"."""
-    axis, cell = p.time_axis, p.cell
+    cell = p.cell
     held = p.floating.cell.held
     of_held = jax.tree.leaves(held) != []
     _, steps, units = p.sizes
+    parts = Parts(p, how.tuning.copies(p))
+    all_states, all_cotangents = parts.pack(recorded) if record == "states" else None, parts.pack(states_cotangent)
     from_output = activations.from_output(cell.activation)
     # Transposed once: contracting the other dimension inside the loop is up to three times slower (JAX 0.10).
     kernel_t, recurrent_kernel_t = cell.kernel.T, cell.recurrent_kernel.T
@@ -261,32 +276,34 @@ def pullback(
 
     def block(carry: tuple[Any, ...], start: Any, count: int, checkpoint: Any) -> tuple[tuple[Any, ...], None]:
         c, sums, weights, inputs_cotangent = carry
-        x, mask, resets = _windows(p, start, count)
-        x = blanked(x, _over_time(mask, axis))
+        here, begin = parts.block(start, count)
+        axis = here.time_axis
+        kept, g = parts.take(all_states, start, count), parts.take(all_cotangents, start, count)
+        x, mask, resets = _windows(here, begin, count)
+        x = blanked(x, flags_over_time(mask, axis))
         if record == "states":
-            states = blocks.window(recorded, start, count, axis)
-            before = _state_before(p, recorded, start, count)
+            states, place = blocks.window(kept, begin, count, axis), begin
+            before = _state_before(parts, all_states, start, count)
         else:
-            before = checkpoint
-            _, states = _forward_block(how, p, start, count, before, _buffer(p, count, 0.0), 0)
+            before, place = checkpoint, 0
+            _, states = _forward_block(how, here, begin, count, before, empty_states(here, count), 0)
+            kept = states
         s = _shifted(states, before, axis, p.reverse)
         if p.reset_state is not None:
-            s = select(_over_time(resets, axis), jnp.expand_dims(p.reset_state, axis), s)
+            s = select(flags_over_time(resets, axis), jnp.expand_dims(p.reset_state, axis), s)
         # [s ∘ d_h, x ∘ d_x, 1]: one product with it in place of three. Made once and whole, or else XLA fuses the shift into
         # the transposing copy for that product, number by number (JAX 0.10).
-        parts = [_times(s, d_h, axis), _times(x, d_x, axis)]
-        parts += [] if cell.bias is None else [jnp.ones_like(s[..., :1])]
-        joined = lax.optimization_barrier(jnp.concatenate(parts, -1))
-        if from_output:
-            # The loop reads the states where they stand, without a copy of the block's.
-            kept, place = (recorded, start) if record == "states" else (states, 0)
-        else:
+        columns = [_times(s, d_h, axis), _times(x, d_x, axis)]
+        columns += [] if cell.bias is None else [jnp.ones_like(s[..., :1])]
+        joined = row_major(lax.optimization_barrier(jnp.concatenate(columns, -1)))
+        # The loop reads the states where they stand, without a copy of the block's.
+        if not from_output:
             kept, place = dot(joined, stacked, cell.precision), 0
 
         def step(k: jax.Array, carry: tuple[jax.Array, Any, jax.Array, Any]) -> tuple[jax.Array, Any, jax.Array, Any]:
             c, reset_cotangent, deltas, wholes = carry
             c, m, r = _rows(c), blocks.at_step(mask, k, 1), blocks.at_step(resets, k, 1)
-            e = c if states_cotangent is None else c + blocks.at_step(states_cotangent, start + k, axis)
+            e = c if g is None else c + blocks.at_step(g, begin + k, axis)
             y = blocks.at_step(kept, place + k, axis)
             delta = from_output(y, e) if from_output else jax.vjp(functools.partial(activate, cell), y)[1](e)[0]
             zero = jnp.zeros_like(e)
@@ -304,11 +321,15 @@ def pullback(
                 wholes = blocks.put_step(wholes, e, k, axis)
             return _carried(back), reset_cotangent, blocks.put_step(deltas, delta, k, axis), wholes
 
-        wholes = _buffer(p, count, 2.0) if of_held else None
+        wholes = empty_states(here, count, 2.0) if of_held else None
         c, reset_cotangent, deltas, wholes = blocks.for_steps(
-            step, (_carried(c), sums.reset_state, _buffer(p, count, 1.0), wholes), count, not p.reverse, p.unroll
+            step,
+            (_carried(c), sums.reset_state, empty_states(here, count, 1.0), wholes),
+            count,
+            not p.reverse,
+            p.unroll,
         )
-        c = _rows(c)
+        c, deltas = _rows(c), row_major(deltas)
         projected_back = dot(deltas, kernel_t, cell.precision)
         weights = weights + contracted(joined, deltas, cell.precision)
         sums = sums._replace(reset_state=reset_cotangent)
@@ -319,12 +340,10 @@ def pullback(
             d = (dot(deltas, recurrent_kernel_t, cell.precision) * s).sum(axis)
             sums = sums._replace(recurrent_dropout_mask=sums.recurrent_dropout_mask + d)
         if of_held:
-            used = _over_time(mask, axis)
-            d = _held_cotangents(p, blanked(kept, used, HARMLESS), blanked(wholes, used))
+            used = flags_over_time(mask, axis)
+            d = _held_cotangents(here, blanked(kept, used, HARMLESS), blanked(wholes, used))
             sums = sums._replace(held=jax.tree.map(jnp.add, sums.held, d))
-        inputs_cotangent = lax.dynamic_update_slice_in_dim(
-            inputs_cotangent, _times(projected_back, d_x, axis), start, axis, allow_negative_indices=False
-        )
+        inputs_cotangent = parts.put(inputs_cotangent, _times(projected_back, d_x, axis), start)
         return (c, sums, weights, inputs_cotangent), None
 
     (c, sums, weights, inputs_cotangent), _ = blocks.for_blocks(
@@ -333,7 +352,7 @@ def pullback(
             final_cotangent,
             jax.tree.map(lambda x: jnp.zeros_like(x, _wide(x)), _Sums(p.reset_state, d_x, d_h, held)),
             jnp.zeros_like(stacked),
-            jnp.zeros_like(p.inputs),
+            parts.pack(jnp.zeros_like(p.inputs)),
         ),
         steps,
         1 if by_step else how.tuning.block(p),
@@ -353,7 +372,7 @@ def pullback(
             recurrent_dropout_mask=sums.recurrent_dropout_mask,
             held=jax.tree.map(lambda total, x: total.astype(x.dtype), sums.held, held),
         ),
-        inputs=inputs_cotangent,
+        inputs=parts.unpack(inputs_cotangent),
         initial_state=c,
         reset_state=sums.reset_state,
     )
@@ -388,14 +407,15 @@ def _held_cotangents(p: Problem, a: jax.Array, e: jax.Array) -> tuple[jax.Array 
     return jax.vjp(values, p.floating)[1](e)[0].cell.held
 
 
-def _state_before(p: Problem, states: jax.Array, start: Any, count: int) -> jax.Array:
+def _state_before(parts: Parts, states: Any, start: Any, count: int) -> jax.Array:
     """The state that the block [start, start + count) starts from, out of all states."""
+    p = parts.problem
     steps = p.sizes[1]
     place, first = (start + count, start + count == steps) if p.reverse else (start - 1, start == 0)
     if isinstance(first, bool) and first:
         return p.initial_state
     # Outside the array only for the first block, where the slice is not used.
-    return jnp.where(first, p.initial_state, blocks.at_step(states, jnp.clip(place, 0, steps - 1), p.time_axis))
+    return jnp.where(first, p.initial_state, parts.step(states, jnp.clip(place, 0, steps - 1)))
 
 
 def _shifted(states: jax.Array, before: jax.Array, axis: int, reverse: bool) -> jax.Array:
@@ -450,19 +470,6 @@ def _for_block(cell: Cell, axis: int) -> Cell:
     return cell if d_x is None else dataclasses.replace(cell, input_dropout_mask=jnp.expand_dims(d_x, axis))
 
 
-def _over_time(flags: Any, axis: int) -> Any:
-    """(B, K) flags in the order of arrays whose time is the dimension `axis`."""
-    return flags.T if flags is not None and axis == 0 else flags
-
-
 def _times(x: jax.Array, dropout_mask: jax.Array | None, axis: int) -> jax.Array:
     """x of a whole block, dropped where there is a mask."""
     return x if dropout_mask is None else x * jnp.expand_dims(dropout_mask, axis)
-
-
-def _buffer(p: Problem, steps: int, fill: float) -> jax.Array:
-    """An array of `steps` states to be overwritten. Two of one program have different values to begin with, or XLA makes one
-    and copies it (JAX 0.10; `tests/test_performance.py`: nothing is made that nobody reads)."""
-    batch, _, units = p.sizes
-    shape = (batch, steps, units) if p.time_axis == 1 else (steps, batch, units)
-    return mesh_axes.like(jnp.full(shape, fill, p.initial_state.dtype), p.initial_state)

@@ -336,7 +336,7 @@ def pack(
     )
     problem = Problem(
         packed,
-        steps.inputs.astype(loop_dtype).reshape(*((count, rows) if options.time_major else (rows, count)), in_features),
+        steps.inputs.astype(dtype).reshape(*((count, rows) if options.time_major else (rows, count)), in_features),
         flat(initial, units),
         flat(steps.mask, count, to=bool),
         flat(steps.resets, count, to=bool),
