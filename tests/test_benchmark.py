@@ -1,5 +1,6 @@
 """The benchmark: its statistics on known numbers, its check of the peers, its command line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from flax_srnn import activations, benchmark
 from flax_srnn.__main__ import main
-from flax_srnn.benchmark import process, report
+from flax_srnn.benchmark import gpu, process, report
 from flax_srnn.benchmark.peers import CONTESTANTS
 from flax_srnn.benchmark.process import Case, Record
 
@@ -107,9 +108,17 @@ SECTIONS = ["forward", "options", "bfloat16", "chunked", "memory", "length", "co
 @pytest.mark.parametrize("section", cases.thinned(SECTIONS, 3))
 def test_every_section_yields_figures_of_this_library(section, monkeypatch):
     monkeypatch.setattr(activations, "NAMES", ("tanh",))
-    monkeypatch.setattr(process, "NARROW", (1, 256, 2, 8))
     shapes = [(2, 6, 3, 5)]
-    plan = process.Plan([section], peers=[], grid=shapes, other=[(1, 5, 2, 3)], few=shapes, quick=False, seconds=0.0)
+    plan = process.Plan(
+        [section],
+        peers=[],
+        grid=shapes,
+        other=[(1, 5, 2, 3)],
+        few=shapes,
+        narrow=[(1, 256, 2, 8)],
+        quick=False,
+        seconds=0.0,
+    )
     records = list(process.SECTIONS[section](plan, CONTESTANTS))
     assert len({(r.group, r.case) for r in records}) == len(records)
     counts = {
@@ -169,9 +178,47 @@ def test_measures_and_writes_a_new_folder(tmp_path, capsys):
         assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_the_plan_for_a_gpu(tmp_path, monkeypatch):
+    """All of its parts, on a CPU and small."""
+    monkeypatch.setattr(benchmark, "_has_gpu", lambda: True)
+    monkeypatch.setattr(gpu, "LONG", ((1, 256, 2, 8),))
+    # A flag that this platform's XLA knows.
+    monkeypatch.setattr(gpu, "CAPTURED", "--xla_cpu_enable_fast_math=false")
+    folder = tmp_path / "results"
+    arguments = ["--device", "gpu", "--shapes", "2x6x3x5,1x4x2x3", "--peers", "flax.linen,flax.nnx"]
+    assert main(["benchmark", *arguments, "--output", str(folder)]) == 0
+    assert list(tmp_path.iterdir()) == [folder]
+    values = {
+        (r["group"], r["case"]): r["values"] for r in json.loads((folder / "results.json").read_text())["records"]
+    }
+    assert set(values) == {
+        *((what, shape) for what in ("training", "forward") for shape in ("2x6x3x5", "1x4x2x3")),
+        *((f"{what} in chunks of time", "1x256x2x8") for what in ("training", "forward")),
+    }
+    names = ["flax-srnn", "flax.linen", "flax.nnx", "flax-srnn, loops as CUDA graphs"]
+    assert list(values["training", "2x6x3x5"]) == names
+    assert list(values["forward in chunks of time", "1x256x2x8"]) == ["chunked", "scan"]
+
+
+def test_a_part_stops_at_its_limit_and_leaves_out_what_fails(monkeypatch, capsys):
+    contestants = {
+        process.OURS: lambda case: None if tuple(case.shape) == (1, 2, 1, 1) else CONTESTANTS[process.OURS](case)
+    }
+    shapes = [(1, 2, 1, 1), (1, 3, 1, 1), (1, 4, 1, 1)]
+    plan = process.Plan(["forward"], [], shapes, [], [], [], quick=False, seconds=0.0, limit=0.0)
+    process.process(json.dumps(dataclasses.asdict(plan)), contestants)
+    printed = capsys.readouterr()
+    record, about = map(json.loads, printed.out.splitlines())
+    assert (record["record"]["case"], about["about"]["device"]) == ("1x3x1x1", "CPU")
+    assert "left out: forward, 1x2x1x1: " in printed.err
+    assert "0 s are over: the rest is left out" in printed.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--device", "gpu"], "--device=gpu: JAX finds no GPU here"),
         (["--sections", "trainin"], "Did you mean 'training'"),
         (["--sections", ""], "unknown name ''"),
         (["--peers", "flaxlinen"], "Did you mean 'flax.linen'"),
@@ -220,8 +267,15 @@ def test_a_process_that_fails_is_a_measurement_that_failed(tmp_path, capfd):
     arguments = ["--quick", "--sections", "forward", "--peers", "torch", "--shapes", "1x2x1x1"]
     output = ["--output", str(tmp_path / "results"), "--torch-python", str(failing)]
     assert main(["benchmark", *arguments, *output]) == 1
-    assert "no GPU\nflax-srnn: error: a measuring process ended with exit status 3" in capfd.readouterr().err
-    assert list(tmp_path.iterdir()) == [failing]
+    printed = capfd.readouterr().err
+    kept = tmp_path / "results.records.jsonl"
+    assert f"no GPU\nWhat was measured until then is in {kept}\n" in printed
+    assert "flax-srnn: error: a measuring process ended with exit status 3" in printed
+    assert sorted(tmp_path.iterdir()) == [failing, kept]
+    (line,) = kept.read_text().splitlines()
+    assert json.loads(line)["group"] == "forward"
+    assert main(["benchmark", *arguments, *output]) == 2  # it is not overwritten
+    assert "cut short" in capfd.readouterr().err
 
 
 def test_the_measuring_process_is_a_script_that_needs_only_numpy():

@@ -127,7 +127,7 @@ def test_activation(tmp_path):
         from flax_srnn.benchmark import peers, process
 
         process.alternate = lambda calls, seconds: {name: (0.0, ()) for name in calls}
-        plan = process.Plan([], [], [], [], [], False, 0.0)
+        plan = process.Plan([], [], [], [], [], [], False, 0.0)
         assert any("arctan" in record.case for record in process.SECTIONS["length"](plan, peers.CONTESTANTS))
     """
     run(changed_copy("activation", tmp_path), program("activation") + IS_THE_COPY + textwrap.dedent(measured))

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flax_srnn import atomic, identifiers
-from flax_srnn.benchmark import process, report, tpu
+from flax_srnn.benchmark import gpu, process, report, tpu
+from flax_srnn.benchmark.gpu import Part
 from flax_srnn.benchmark.peers import PEERS
 from flax_srnn.benchmark.process import GRID, OTHER, MeasurementError, Plan, Record, Shape
 
@@ -35,6 +36,9 @@ QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to its parser."""
     sections, peers = ", ".join([*process.SECTIONS, TPU]), ", ".join(PEERS)
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu"], default="cpu", help="gpu: its own plan, in under 8 minutes (default: cpu)"
+    )
     parser.add_argument("--quick", action="store_true", help="a rough figure: few shapes, one process, under 2 minutes")
     parser.add_argument(
         "--sections", metavar="A,B", help=f"what to measure, of: {sections} (default: everything but {TPU})"
@@ -61,7 +65,12 @@ def run(parsed: argparse.Namespace) -> None:
     job = _read(parsed)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic.unfinished_folder(job.folder.parent) as folder:
-        about, records = measure(job)
+        try:
+            about, records = measure(job)
+        except BaseException:
+            if job.kept.exists():
+                print(f"What was measured until then is in {job.kept}", file=sys.stderr)
+            raise
         text = report.markdown(about, records)
         print(text.partition(report.DETAILS)[0])
         if parsed.quick:
@@ -72,6 +81,7 @@ def run(parsed: argparse.Namespace) -> None:
         if not report.plot(records, folder / "results.png"):
             print("matplotlib is not installed: no plot.", file=sys.stderr)
         atomic.move_folder(folder, [job.folder])
+        job.kept.unlink(missing_ok=True)
     print(f"Written to {job.folder}", file=sys.stderr)
 
 
@@ -82,20 +92,24 @@ class Job(NamedTuple):
     """A command line that has been understood.
 
     Attributes:
-      plan: what every process measures.
+      parts: what is measured, each part in a process of its own, PyTorch apart.
+      peers: who is compared with this library.
       tpu_shapes: of the programs for a TPU; none if these are not asked for.
       absent: the peers that are not installed.
       processes: how many.
       torch_python: the interpreter for PyTorch's process.
       folder: for the results; does not exist yet.
+      kept: where records are written as they are made, until the folder is.
     """
 
-    plan: Plan
+    parts: Sequence[Part]
+    peers: Sequence[str]
     tpu_shapes: Sequence[Shape]
     absent: list[str]
     processes: int
     torch_python: str
     folder: Path
+    kept: Path
 
 
 def _read(arguments: argparse.Namespace) -> Job:
@@ -119,17 +133,31 @@ def _read(arguments: argparse.Namespace) -> Job:
     folder = arguments.output or Path(f"benchmark-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if folder.exists():
         raise ValueError(f"--output={str(folder)!r} exists already; results go to a new folder.")
+    kept = folder.with_name(f"{folder.name}.records.jsonl")
+    if kept.exists():
+        raise ValueError(
+            f"{str(kept)!r} has the records of a run that was cut short: move it, or choose another --output."
+        )
+    peers = [peer for peer in wanted if peer not in absent]
+    if arguments.device == "gpu":
+        if not _has_gpu():
+            raise ValueError("--device=gpu: JAX finds no GPU here; install 'jax[cuda12]' where there is one.")
+        wanted_there = [peer for peer in peers if peer in ("flax.linen", "flax.nnx", "torch")]
+        parts = gpu.parts(wanted_there, shapes or gpu.SHAPES, gpu.LONG)
+        return Job(parts, wanted_there, (), absent, 1, arguments.torch_python, folder, kept)
     plan = Plan(
         sections=[section for section in sections if section != TPU],
-        peers=[peer for peer in wanted if peer not in absent],
+        peers=peers,
         grid=shapes or (QUICK if quick else GRID),
         other=[] if shapes else OTHER[:1] if quick else OTHER,
         few=shapes or (FEW[:1] if quick else FEW),
+        narrow=[process.NARROW],
         quick=quick,
         seconds=0.3 if quick else 2.0,
     )
     tpu_shapes = () if TPU not in sections else shapes or (tpu.SHAPES[:1] if quick else tpu.SHAPES)
-    return Job(plan, tpu_shapes, absent, processes, arguments.torch_python, folder)
+    parts = [Part(plan)] if plan.sections else []
+    return Job(parts, peers, tpu_shapes, absent, processes, arguments.torch_python, folder, kept)
 
 
 def _names(text: str | None, table: Mapping[str, object], argument: str) -> list[str]:
@@ -145,6 +173,11 @@ def _shape(text: str) -> Shape:
         raise ValueError(f"--shapes: {text!r} is not four positive sizes BxTxIxH (batch, time, features, units).")
     batch, steps, features, units = map(int, sizes)
     return batch, steps, features, units
+
+
+def _has_gpu() -> bool:
+    code = "import jax; jax.devices('gpu')"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def _distributed(name: str) -> bool:
@@ -165,41 +198,64 @@ def _installed(peer: str, torch_python: str) -> bool:
 
 
 def measure(job: Job) -> tuple[dict[str, str], list[Record]]:
-    """Runs the plan in fresh processes, one after the other; what they say about the machine, and all figures."""
+    """Runs the parts in fresh processes, one after the other; what they say about the machine, and all figures.
+
+    Every record is written to `job.kept` as it is made: a run that is cut short leaves it.
+    """
     about: dict[str, str] = {}
     runs = []
-    for number in range(job.processes if job.plan.sections else 0):
+    for number in range(job.processes if job.parts else 0):
         print(f"process {number + 1} of {job.processes}", file=sys.stderr, flush=True)
-        said, records = _process(sys.executable, job.plan)
-        about |= said
-        runs.append(records)
-        if "torch" in job.plan.peers and set(process.TORCH_SECTIONS) & set(job.plan.sections):
-            device = "cpu" if about["device"] == "CPU" else "cuda"
-            said, theirs = _process(job.torch_python, dataclasses.replace(job.plan, torch_device=device))
+        for part in job.parts:
+            said, records = _process(sys.executable, part, job.kept)
             about |= said
-            ours = {(record.group, record.case): record for record in records}
-            for record in theirs:
-                process.check_agreement(ours[record.group, record.case], "torch", record.fingerprint)
-            runs.append(theirs)
+            runs.append(records)
+            if "torch" in part.plan.peers and set(process.TORCH_SECTIONS) & set(part.plan.sections):
+                device = "cpu" if about["device"] == "CPU" else "cuda"
+                plan = dataclasses.replace(part.plan, torch_device=device, limit=part.plan.limit and 60.0)
+                said, theirs = _process(job.torch_python, Part(plan), job.kept)
+                about |= said
+                runs.append(_agreeing(theirs, records, on_gpu=device == "cuda"))
     if job.tpu_shapes:
         print("programs for a TPU", file=sys.stderr, flush=True)
-        runs.append(list(tpu.records(job.tpu_shapes, job.plan.peers)))
+        runs.append(list(tpu.records(job.tpu_shapes, job.peers)))
     return _machine(job) | about, report.merge(runs)
 
 
-def _process(python: str, plan: Plan) -> tuple[dict[str, str], list[Record]]:
-    request = json.dumps(dataclasses.asdict(plan))
+def _agreeing(theirs: Sequence[Record], records: Sequence[Record], on_gpu: bool) -> list[Record]:
+    """PyTorch's records of the cases that this library was measured on, checked against it."""
+    ours = {(record.group, record.case): record for record in records}
+    found = [record for record in theirs if (record.group, record.case) in ours]
+    for record in found:
+        (name,) = record.values
+        process.check_agreement(ours[record.group, record.case], name, record.fingerprint, on_gpu)
+    return found
+
+
+def _process(python: str, part: Part, kept: Path) -> tuple[dict[str, str], list[Record]]:
+    request = json.dumps(dataclasses.asdict(part.plan))
     code = "import sys; from flax_srnn.benchmark import peers, process; process.process(sys.argv[1], peers.CONTESTANTS)"
     # PyTorch's Python may lack this package: there the file is a script, and -P keeps its folder out of the import path.
-    command = [python, *(["-P", process.__file__] if plan.torch_device else ["-c", code]), request]
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "OMP_WAIT_POLICY": "PASSIVE"}
-    finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if finished.returncode:
+    command = [python, *(["-P", process.__file__] if part.plan.torch_device else ["-c", code]), request]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {part.flags}".strip()
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "OMP_WAIT_POLICY": "PASSIVE", "XLA_FLAGS": flags}
+    about, records = {}, []
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout or ():
+            answer = json.loads(line)
+            if "about" in answer:
+                about = answer["about"]
+            else:
+                record = Record(**answer["record"])
+                record.values = {f"{name}{part.label}": figures for name, figures in record.values.items()}
+                records.append(record)
+                with kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+    if running.returncode:
         raise MeasurementError(
-            f"a measuring process ended with exit status {finished.returncode}; its message is above."
+            f"a measuring process ended with exit status {running.returncode}; its message is above."
         )
-    answer = json.loads(finished.stdout.splitlines()[-1])
-    return answer["about"], [Record(**record) for record in answer["records"]]
+    return about, records
 
 
 def _machine(job: Job) -> dict[str, str]:
@@ -208,7 +264,7 @@ def _machine(job: Job) -> dict[str, str]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
-    distributions = {"flax-srnn", "jax", "jaxlib", "flax", *(PEERS[peer] for peer in job.plan.peers if peer != "torch")}
+    distributions = {"flax-srnn", "jax", "jaxlib", "flax", *(PEERS[peer] for peer in job.peers if peer != "torch")}
     return {
         "date": f"{datetime.date.today():%Y-%m-%d}",
         "processor": f"{model}, {len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores",
