@@ -27,6 +27,7 @@ from flax_srnn import (
     simple_rnn,
 )
 from flax_srnn import nnx as fnnx
+from flax_srnn.benchmark import process
 
 pytestmark = pytest.mark.usefixtures("x64")
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -255,3 +256,46 @@ def test_penalties_under_strict_promotion(dtype):
     np.testing.assert_allclose(live, loss, rtol=1e-5)
     full = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), sown["losses"])
     np.testing.assert_allclose(loss, sum(jax.tree.leaves(full)), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_bfloat16_is_nearer_to_float64_than_keras(capsys):
+    """Outputs and gradients of bfloat16 arrays; `pytest -m slow -s` prints the relative errors."""
+    keras = pytest.importorskip("keras")
+    given = process.problem(process.Case((8, 200, 16, 64)))
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (given.params[0], given.inputs, given.cotangent))
+    layer = keras.layers.SimpleRNN(
+        64, return_sequences=True, dtype="bfloat16", recurrent_initializer="glorot_uniform"
+    )  # its orthogonal initializer does not know bfloat16
+    layer.build((8, 200, 16))
+
+    def theirs(params, inputs):
+        weights = [params[name] for name in ("kernel", "recurrent_kernel", "bias")]
+        with jax.numpy_rank_promotion("allow"):
+            return layer.stateless_call(weights, layer.non_trainable_variables, inputs)[0]
+
+    def ours(params, inputs):
+        return simple_rnn(params, inputs)[1]
+
+    def results(function, params, inputs, cotangent):
+        outputs, vjp = jax.vjp(function, params, inputs)
+        return jax.tree.map(lambda x: np.asarray(x, np.float64), (outputs, *vjp(cotangent.astype(outputs.dtype))))
+
+    truth = results(ours, *jax.tree.map(lambda x: x.astype(jnp.float64), half))
+
+    def errors(function):
+        return [
+            np.linalg.norm(x - y) / np.linalg.norm(y)
+            for x, y in zip(*map(jax.tree.leaves, (results(function, *half), truth)), strict=True)
+        ]
+
+    named = dict(
+        zip(
+            ("outputs", "bias", "kernel", "recurrent kernel", "inputs"),
+            zip(errors(ours), errors(theirs), strict=True),
+            strict=True,
+        )
+    )
+    with capsys.disabled():
+        print("", *(f"{name}: ours {x:.1e}, Keras {y:.1e}" for name, (x, y) in named.items()), sep="\n")
+    assert all(x < y for x, y in named.values())

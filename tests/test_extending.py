@@ -210,6 +210,20 @@ def test_implementation_of_another_package(tmp_path, monkeypatch):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+def test_implementation_in_half_precision(python_loop):
+    """Inputs and states are of bfloat16, what goes from step to step of float32."""
+    params, x = flax_srnn.init_params(jax.random.key(0), 3, 4, dtype=jnp.bfloat16), jnp.ones((2, 5, 3), jnp.bfloat16)
+
+    def results(implementation):
+        def outputs(params, x):
+            return simple_rnn(params, x, implementation=implementation)[1]
+
+        value, vjp = jax.vjp(outputs, params, x)
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), (value, *vjp(value)))
+
+    assert_close(results(python_loop), results(None), 1e-2)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", cases.thinned(cases.DRAWN[:6], 1), ids=str)
 def test_implementation_against_scan(case, python_loop):

@@ -23,11 +23,12 @@ __all__ = ["Problem"]
 class Problem:
     """All that determines the final state and the states of a simple RNN; nothing below checks it again.
 
-    A pytree: its arrays are leaves, the rest is static. Arrays are of one floating-point dtype of 32 bits or more.
+    A pytree: its arrays are leaves, the rest is static. Arrays are of one floating-point dtype of 32 bits or
+    more, but for inputs (and states) of half precision, which stay so.
 
     Attributes:
       cell: weights, activation and precision; dropout masks (B, F) and (B, U).
-      inputs: (B, T, F), or (T, B, F) with `time_axis` 0.
+      inputs: (B, T, F), or (T, B, F) with `time_axis` 0; their dtype is that of the states, too.
       initial_state: (B, U).
       mask, resets: (B, T) bool, batch first always, or None; lengths are part of the mask.
       reset_state: (B, U), what `resets` set back to; None where they are None.

@@ -163,7 +163,7 @@ def simple_rnn(
 
     Returns:
       (final_state (*batch, U), outputs in the layout of `inputs`). The dtype is the common one of params, inputs and initial
-      state; bfloat16 and float16 are computed in float32 and rounded once, at the end.
+      state; bfloat16 and float16 are computed in float32, and every output is rounded once.
 
     Raises:
       TypeError: an argument is no array of real numbers, `params` no mapping, an option of the wrong type, `activation` a
@@ -315,8 +315,8 @@ def pack(
     arrays = (cell.kernel, cell.recurrent_kernel, cell.bias, steps.inputs, initial_state)
     dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays if x is not None))
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else at_least_float32(dtype)
-    # The loop runs in float32 at least: half-precision loop buffers are over a hundred times slower on a CPU (JAX 0.10;
-    # `tests/test_dtypes.py`), and rounding once is more accurate than rounding at every step.
+    # The loop runs in float32 at least: rounding an output once is more accurate than rounding the state at every step. Inputs
+    # and outputs keep their dtype, a block of them is converted at a time.
     loop_dtype = at_least_float32(dtype)
     rows = math.prod(batch)
 
