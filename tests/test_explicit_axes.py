@@ -1,9 +1,8 @@
 """Meshes with Explicit axes, the default of `jax.make_mesh`: outputs, gradients and their types, on eight virtual devices."""
 
 import contextlib
-import functools
-import re
 import itertools
+import re
 
 import cases
 import flax.linen as nn
