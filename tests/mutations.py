@@ -508,7 +508,7 @@ OF_ACCELERATORS = [
         "core/parts.py",
         "blocks.window(whole, start, count, axis)",
         "blocks.window(whole, 0 * start, count, axis)",
-        GRADIENTS_OF_BLOCKS,
+        FORMS,
     ),
 ]
 

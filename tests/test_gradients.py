@@ -52,7 +52,11 @@ SEVERAL_BLOCKS = [
     replace(sizes=cases.WIDE, time_major=True, mask=False, go_backwards=True),
 ]
 """Two whole blocks; two and a rest of one step; one and a rest."""
-of_blocks = pytest.mark.parametrize("tuning", [cases.SMALL_BLOCKS, cases.COPIED_BLOCKS], ids=["in place", "copied"])
+of_blocks = pytest.mark.parametrize(
+    "tuning",
+    [cases.SMALL_BLOCKS, pytest.param(cases.COPIED_BLOCKS, marks=pytest.mark.slow)],
+    ids=["in place", "copied"],
+)
 
 
 @pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 3), ids=str)
