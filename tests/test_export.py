@@ -8,6 +8,7 @@ import functools
 import subprocess
 import sys
 
+import cases
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def test_step_and_sequence_run_without_this_library(params, tmp_path):
 
 
 @pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cpu", "cuda", "tpu")], ids=" ".join)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", cases.thinned([jnp.float32, jnp.bfloat16], 1))
 def test_forward_and_gradients_for_every_platform(params, platforms, dtype):
     """One program, of which each platform takes its branch; what runs on a CPU is run."""
     params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, jnp.ones((4, 70, F))))

@@ -98,7 +98,7 @@ def test_no_loop_touches_a_whole_array(shape, mask, activation):
     assert [line for line in whole if operation(line, table) not in WRITERS] == []
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", cases.thinned([jnp.bfloat16, jnp.float16], 1))
 def test_no_loop_converts_a_whole_array_of_half_precision(dtype):
     """It goes through loops as the integers of its bits, of which a block is converted."""
     rows, steps, _, units = shape = SHAPES["blocks"]
