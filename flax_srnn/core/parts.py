@@ -1,8 +1,8 @@
-"""What a block of steps works on: the whole arrays where they stand, or time-major copies of its part of them.
+"""What a block of steps works on: the whole arrays where they stand, or copies of its part of them.
 
-On a CPU a block of a float32 problem reads and writes the whole arrays in place, in the caller's layout. Elsewhere, and for
-half precision everywhere, it works on copies of its part, which are time-major, in the loop's dtype and small: a step of them
-is one piece of memory, and they fit into the memory that a TPU computes from.
+On a CPU a block of a float32 problem reads and writes the whole arrays in place. Elsewhere, and for half precision everywhere,
+it works on copies of its part, which are small and in the loop's dtype; those for accelerators are time-major too: a step of
+them is one piece of memory, and they fit into the memory that a TPU computes from.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jax import lax
 from flax_srnn.core import blocks, mesh_axes
 from flax_srnn.core.problem import Problem
 from flax_srnn.core.row_major import row_major
+from flax_srnn.core.tuning import Tuning
 
 __all__ = ["Parts", "empty_states", "flags_over_time"]
 
@@ -29,8 +30,9 @@ class Parts:
     0.7 and 0.10; updates: until 0.11).
     """
 
-    def __init__(self, p: Problem, copied: bool) -> None:
-        self.problem, self.copied = p, copied
+    def __init__(self, p: Problem, tuning: Tuning) -> None:
+        self.problem, self.copied = p, tuning.copies(p)
+        self._time_axis = 0 if tuning.copies_blocks else p.time_axis
         self.dtype, self.wide = p.inputs.dtype, p.initial_state.dtype
         self._inputs = self.pack(p.inputs)
 
@@ -48,7 +50,7 @@ class Parts:
             return p, start
         mask, resets = (None if x is None else blocks.window(x, start, count, 1) for x in (p.mask, p.resets))
         inputs = self._copy(self._inputs, start, count)
-        return dataclasses.replace(p, inputs=inputs, mask=mask, resets=resets, time_axis=0), 0
+        return dataclasses.replace(p, inputs=inputs, mask=mask, resets=resets, time_axis=self._time_axis), 0
 
     def take(self, whole: Any, start: Any, count: int) -> Any:
         """A packed array, if there is one, as the problem of the block has it."""
@@ -57,7 +59,7 @@ class Parts:
     def put(self, whole: jax.Array, part: jax.Array, start: Any) -> jax.Array:
         """The packed array with the steps of a block, in the layout of its problem."""
         if self.copied:
-            part = jnp.moveaxis(row_major(part), 0, self.problem.time_axis)
+            part = jnp.moveaxis(row_major(part), self._time_axis, self.problem.time_axis)
         return blocks.put_window(whole, self.pack(part.astype(self.dtype)), start, self.problem.time_axis)
 
     def step(self, whole: jax.Array, k: Any) -> jax.Array:
@@ -67,7 +69,7 @@ class Parts:
     def _copy(self, whole: jax.Array, start: Any, count: int) -> jax.Array:
         axis = self.problem.time_axis
         part = self.unpack(blocks.window(whole, start, count, axis)).astype(self.wide)
-        return row_major(jnp.moveaxis(part, axis, 0))
+        return row_major(jnp.moveaxis(part, axis, self._time_axis))
 
 
 def empty_states(p: Problem, steps: Any = None, fill: float = 0.0) -> jax.Array:

@@ -163,7 +163,7 @@ def _tuned_where_it_runs(function: Callable[..., Any]) -> Callable[..., Any]:
 @_tuned_where_it_runs
 def forward(how: Scan, record: Record, p: Problem, states: jax.Array | None) -> tuple[jax.Array, Any]:
     """(final state, what is recorded); `states`, None unless they are recorded, is an array to be overwritten with them."""
-    parts = Parts(p, how.tuning.copies(p))
+    parts = Parts(p, how.tuning)
 
     def block(carry: tuple[jax.Array, Any], start: Any, count: int, _: None) -> tuple[tuple[jax.Array, Any], Any]:
         h, states = carry
@@ -261,7 +261,7 @@ def pullback(
     held = p.floating.cell.held
     of_held = jax.tree.leaves(held) != []
     _, steps, units = p.sizes
-    parts = Parts(p, how.tuning.copies(p))
+    parts = Parts(p, how.tuning)
     all_states, all_cotangents = parts.pack(recorded) if record == "states" else None, parts.pack(states_cotangent)
     from_output = activations.from_output(cell.activation)
     # Transposed once: contracting the other dimension inside the loop is up to three times slower (JAX 0.10).
