@@ -219,6 +219,8 @@ def test_a_part_stops_at_its_limit_and_leaves_out_what_fails(monkeypatch, capsys
     ("arguments", "message"),
     [
         (["--device", "gpu"], "--device=gpu: JAX finds no GPU here"),
+        (["--device", "gpu", "--quick"], "--quick does not go with --device=gpu"),
+        (["--device", "gpu", "--sections", "forward"], "--sections does not go with --device=gpu"),
         (["--sections", "trainin"], "Did you mean 'training'"),
         (["--sections", ""], "unknown name ''"),
         (["--peers", "flaxlinen"], "Did you mean 'flax.linen'"),

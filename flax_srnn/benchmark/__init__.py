@@ -140,6 +140,9 @@ def _read(arguments: argparse.Namespace) -> Job:
         )
     peers = [peer for peer in wanted if peer not in absent]
     if arguments.device == "gpu":
+        for name in ("sections", "quick", "processes"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name} does not go with --device=gpu, which has a plan of its own.")
         if not _has_gpu():
             raise ValueError("--device=gpu: JAX finds no GPU here; install 'jax[cuda12]' where there is one.")
         wanted_there = [peer for peer in peers if peer in ("flax.linen", "flax.nnx", "torch")]
@@ -242,6 +245,9 @@ def _process(python: str, part: Part, kept: Path) -> tuple[dict[str, str], list[
     about, records = {}, []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout or ():
+            if not line.startswith("{"):  # a peer said something
+                print(line, end="", file=sys.stderr)
+                continue
             answer = json.loads(line)
             if "about" in answer:
                 about = answer["about"]

@@ -259,8 +259,8 @@ class Plan:
       quick: the length section takes two activations only.
       seconds: for one comparison; at least five rounds are measured whatever they take.
       torch_device: not empty in the process of PyTorch, which measures only itself.
-      limit: seconds after which no further comparison begins, and then a comparison that fails is left out; both are said.
-        None: there is no limit, and a failure ends the process.
+      limit: seconds after which no further comparison begins; with a limit, training and forward leave out a comparison
+        that fails. Both are said. None: there is no limit, and a failure ends the process.
     """
 
     sections: Sequence[str]

@@ -29,7 +29,7 @@ class Implementation(Protocol):
         """Raises ValueError, in the user's words, for a problem that this implementation cannot solve."""
 
     def run(self, problem: Problem) -> tuple[jax.Array, jax.Array | None]:
-        """(final state (B, U), states in the layout and the dtype of the inputs); the states may be None if they are not wanted."""
+        """(final state (B, U), states in the layout and dtype of the inputs); the states may be None if not wanted."""
 
 
 TABLE: dict[str, type[Implementation]] = {"scan": Scan, "autodiff": Autodiff, "chunked": Chunked}

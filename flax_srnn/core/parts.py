@@ -73,8 +73,11 @@ class Parts:
 
 
 def empty_states(p: Problem, steps: Any = None, fill: float = 0.0) -> jax.Array:
-    """An array of `steps` states, or of all, to be overwritten. Two of one program have different values to begin with, or XLA makes one
-    and copies it (JAX 0.10; `tests/test_performance.py`: nothing is made that nobody reads)."""
+    """An array of `steps` states, or of all, to be overwritten.
+
+    Two of one program have different values to begin with, or XLA makes one and copies it (JAX 0.10;
+    `tests/test_performance.py`: nothing is made that nobody reads).
+    """
     batch, count, units = p.sizes
     steps = count if steps is None else steps
     shape = (batch, steps, units) if p.time_axis == 1 else (steps, batch, units)
