@@ -19,9 +19,16 @@ from flax_srnn.core.tuning import ACCELERATORS, Tuning
 # (T, F, U).
 TINY, ONE_FEATURE, WIDE = (7, 2, 4), (6, 1, 5), (5, 6, 12)
 SMALL_BLOCKS = Tuning(
-    whole_elements=0, block_elements=1, block_steps=3, hoisted_features=3, summed_products=0, gathered_products=0
+    whole_elements=0,
+    block_elements=1,
+    block_steps=3,
+    widened_elements=0,
+    hoisted_features=3,
+    summed_products=0,
+    gathered_products=0,
 )
-"""Blocks of at most three steps, so that a short sequence has several; inputs of `WIDE` projected a block at a time."""
+"""Blocks of at most three steps, so that a short sequence has several; inputs of `WIDE` projected a block at a time, half
+precision converted a block at a time."""
 COPIED_BLOCKS = dataclasses.replace(ACCELERATORS, most_block_steps=3, even_blocks=False)
 """What runs on accelerators, in blocks of three steps."""
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus", "silu", "softmax", None)

@@ -501,7 +501,21 @@ OF_ACCELERATORS = [
         TUNING,
         "self.copies_blocks or p.inputs.dtype != p.initial_state.dtype",
         "self.copies_blocks",
-        ("test_dtypes.py::test_rounded_once",),
+        ROUNDED,
+    ),
+    Mutation(
+        "half-precision-never-converted-whole",
+        TUNING,
+        "size > self.widened_elements",
+        "size >= 0",
+        ("test_tuning.py::test_when_half_precision_is_converted_as_a_whole",),
+    ),
+    Mutation(
+        "half-precision-always-converted-whole",
+        TUNING,
+        "size > self.widened_elements",
+        "False",
+        ("test_tuning.py::test_when_half_precision_is_converted_as_a_whole",),
     ),
     Mutation(
         "copies-of-the-first-block",

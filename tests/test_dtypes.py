@@ -28,6 +28,7 @@ from flax_srnn import (
 )
 from flax_srnn import nnx as fnnx
 from flax_srnn.benchmark import process
+from flax_srnn.core.tuning import MEASURED
 
 pytestmark = pytest.mark.usefixtures("x64")
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -61,12 +62,13 @@ def total(returned):
 
 
 @pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 1), ids=name)
-def test_rounded_once(dtype):
+@pytest.mark.parametrize("tuning", [MEASURED, cases.SMALL_BLOCKS], ids=["as a whole", "by blocks"])
+def test_rounded_once(dtype, tuning):
     """Half precision is computed in float32: the result is the exact one, rounded; gradients have their array's dtype."""
     params, inputs, arrays, flags, options = CASE.problem()
     params, inputs, arrays = cast((params, inputs, arrays), dtype)
     exact = reference.simple_rnn(params, inputs, **arrays, **flags, **options)
-    returned = simple_rnn(params, inputs, **arrays, **flags, **options)
+    returned = simple_rnn(params, inputs, **arrays, **flags, **options, implementation=Scan(tuning=tuning))
     eps = float(jnp.finfo(dtype).eps)
     for value, wanted in zip(returned, exact, strict=True):
         assert value.dtype == dtype
@@ -75,9 +77,8 @@ def test_rounded_once(dtype):
 
     def grads(dtype):
         arguments = cast((params, inputs, arrays), dtype)
-        return jax.jit(jax.grad(lambda p, x, a: total(simple_rnn(p, x, **a, **flags, **options)), argnums=(0, 1, 2)))(
-            *arguments
-        )
+        run = functools.partial(simple_rnn, **flags, **options, implementation=Scan(tuning=tuning))
+        return jax.jit(jax.grad(lambda p, x, a: total(run(p, x, **a)), argnums=(0, 1, 2)))(*arguments)
 
     for grad, wanted in zip(jax.tree.leaves(grads(dtype)), jax.tree.leaves(grads(jnp.float64)), strict=True):
         assert grad.dtype == dtype

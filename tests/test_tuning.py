@@ -102,6 +102,14 @@ def test_blocks_on_accelerators(shape, steps):
     assert ACCELERATORS.block(problem(shape)) == steps
 
 
+@pytest.mark.parametrize(("steps", "dtype"), [(2048, jnp.float32), (2049, jnp.bfloat16)])  # 2·2048·(3 + 5) = 2^15
+def test_when_half_precision_is_converted_as_a_whole(steps, dtype):
+    given = problem((2, steps, 3, 5))
+    half = dataclasses.replace(given, inputs=given.inputs.astype(jnp.bfloat16))
+    assert MEASURED.widened(half).inputs.dtype == dtype
+    assert MEASURED.widened(given).inputs.dtype == jnp.float32
+
+
 def test_a_program_has_a_branch_for_accelerators_only_where_they_are_tuned_otherwise():
     arguments = ({"kernel": jnp.zeros((3, 8)), "recurrent_kernel": jnp.zeros((8, 8))}, jnp.zeros((2, 5, 3)))
 

@@ -91,7 +91,7 @@ class Scan:
     @functools.partial(jax.jit, static_argnums=0)
     def run(self, problem: Problem) -> tuple[jax.Array, jax.Array | None]:
         """(final state (B, U), states in the layout of the inputs or None)."""
-        p = reverse_mode_only(problem)
+        p = reverse_mode_only(self.tuning.widened(problem))
         if p.return_states:
             return forward(self, "states", p, empty_states(p))
         return forward(self, "nothing", p, None)

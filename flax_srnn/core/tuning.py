@@ -32,6 +32,9 @@ class Tuning:
       most_block_steps: the largest number.
       even_blocks: whether blocks are made up to twice as small if then no rest is left, which has loops of its own.
       copies_blocks: whether a block works on time-major copies of its part of the arrays (`parts`), not in place.
+      widened_elements: of inputs and states (B·T·(F+U)) up to which those of half precision are converted once, as a whole: the
+        conversions of their parts alone would make the smallest programs ones that are handed to another thread, four times
+        the time at 1x20x2x4 (JAX 0.12).
       checkpoint_bytes: states larger than this are recomputed in the backward pass unless they are the output anyway.
       hoisted_features: F from which the inputs of a block are projected in one product before the loop, if there are several
         rows: they share one reading of the kernel, and the loop calls a library once less (8x2000x8x32 forward takes 0.6 of
@@ -59,6 +62,7 @@ class Tuning:
     most_block_steps: int = sys.maxsize
     even_blocks: bool = False
     copies_blocks: bool = False
+    widened_elements: int = 2**15
     checkpoint_bytes: int = 32 * 2**20
     hoisted_features: int = 8
     hoisted_rows: int = 2
@@ -83,6 +87,13 @@ class Tuning:
         size = _ceil(steps, count)
         smaller = range(size, size // 2, -1) if self.even_blocks else ()
         return next((even for even in smaller if steps % even == 0), size)
+
+    def widened(self, p: Problem) -> Problem:
+        """The problem, its inputs and so its states in the dtype of the loop if they are few."""
+        size = p.inputs.size + p.initial_state.size * p.sizes[1]
+        if not isinstance(size, int) or size > self.widened_elements:
+            return p
+        return dataclasses.replace(p, inputs=p.inputs.astype(p.initial_state.dtype))
 
     def product(self, p: Problem) -> products.Product:
         """How the products of a step are written: as sums, one of each row, or one of all rows.
