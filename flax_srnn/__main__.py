@@ -1,4 +1,4 @@
-"""The command line `flax-srnn`: train, predict, convert, benchmark.
+"""The command line `flax-srnn`: train, runs, predict, sample, convert, benchmark.
 
 Bad input ends in one line on stderr and exit code 2. What a command needs is imported when the command runs.
 """
@@ -6,7 +6,6 @@ Bad input ends in one line on stderr and exit code 2. What a command needs is im
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
 import re
 import sys
@@ -15,25 +14,36 @@ from pathlib import Path
 from typing import NoReturn
 
 from flax_srnn import benchmark
+from flax_srnn.exits import Failed, Interrupted
 from flax_srnn.identifiers import did_you_mean
-from flax_srnn.training.config import SunspotsConfig, bundled, load_config, settings
 
-_EXTRAS = {"matplotlib": "train", "h5py": "interop"}
+_EXTRAS = dict.fromkeys(("matplotlib", "grain", "orbax", "tyro", "tensorboardX", "sklearn"), "train") | {
+    "h5py": "interop"
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code: 0, or 1 if a measurement failed, 2 after bad input, 130 after Ctrl-C."""
+    """Runs one command; its exit code: 0, or 1 if a run or measurement failed, 2 after bad input, 130 and 143 after a signal."""
     try:
         parsed, unknown = _parser().parse_known_args(argv)
-        if unknown:
+        if parsed.run is _train:
+            _train(parsed, unknown)  # which has an option for every field of a config
+        elif unknown:
             raise ValueError(_not_understood(unknown, parsed.parser))
-        parsed.run(parsed)
+        else:
+            parsed.run(parsed)
+    except Interrupted as interrupted:
+        print(f"flax-srnn: {interrupted}", file=sys.stderr)
+        return 128 + interrupted.signum
     except KeyboardInterrupt:
         print("flax-srnn: interrupted; nothing was saved.", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ModuleNotFoundError, benchmark.MeasurementError) as error:
+    except (Failed, benchmark.MeasurementError) as error:
         print(f"flax-srnn: error: {_in_one_line(error)}", file=sys.stderr)
-        return 1 if isinstance(error, benchmark.MeasurementError) else 2
+        return 1
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"flax-srnn: error: {_in_one_line(error)}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -54,53 +64,51 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = commands.add_parser(
-        "train",
-        help="fit the forecaster of a config, print its errors, save a run",
-        description="Fits an ensemble of recurrent networks to the sunspot numbers 1700-1920, tests it one year ahead on "
-        "1921-1955 and 1956-1979 and saves a run: parameters, config, metrics and forecast.png.",
-        epilog="Example: flax-srnn train sunspots --units 8 --seeds 4",
-        allow_abbrev=False,
+        "train", help="fit a model, print its scores, save a run", add_help=False, allow_abbrev=False
+    )
+    train.description = (
+        "Fits the model of a config to its data, prints the scores and saves a run: parameters, scores, pictures."
     )
     train.add_argument(
-        "config", metavar="CONFIG", help=f"a Python file that defines `config`, or one of: {', '.join(bundled())}"
+        "name", metavar="NAME", nargs="?", help="a config, a task with its defaults, or the path of a config file"
     )
-    place = train.add_mutually_exclusive_group()
-    place.add_argument(
-        "--workdir", metavar="DIR", type=Path, help="new folder of the run (default: runs/CONFIG-1, -2, ...)"
+    train.add_argument(
+        "--workdir", metavar="DIR", type=Path, help="new folder of the run (default: runs/NAME-1, -2, ...)"
     )
-    place.add_argument(
-        "--validate", action="store_true", help="only print the errors inside 1711-1920 by which settings are chosen"
+    train.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
+    train.add_argument("--validate", action="store_true", help="only check the config and the data")
+    train.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped")
+    train.add_argument(
+        "-h", "--help", action="store_true", help="show this, or with NAME every option of the config with its default"
     )
-    overrides = train.add_argument_group("settings, in place of the config's")
-    for field, kind in settings(SunspotsConfig):
-        overrides.add_argument(
-            f"--{field.name}",
-            type=kind,
-            metavar=kind.__name__.upper(),
-            help=field.metadata["help"],
-            default=argparse.SUPPRESS,
-        )
     train.set_defaults(run=_train, parser=train)
+
+    runs = commands.add_parser("runs", help="list runs with their scores", allow_abbrev=False)
+    runs.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path("runs"), help="(default: runs)")
+    runs.set_defaults(run=_runs, parser=runs)
 
     predict = commands.add_parser(
         "predict",
-        help="forecast with a saved run",
-        description="Forecasts every year of a series one year ahead, and the year after its last, with a saved run.",
+        help="what a finished run says about data",
+        description="What a finished run says about the data of a file, or about its own: forecasts, classes, bits.",
         epilog="Example: flax-srnn predict runs/sunspots-1 --input my.csv --output forecasts.csv",
         allow_abbrev=False,
     )
     predict.add_argument("folder", metavar="RUN", type=Path, help="folder that `flax-srnn train` wrote")
+    predict.add_argument("--input", metavar="FILE", type=Path, help="of the kind that the run was fitted to")
     predict.add_argument(
-        "--input",
-        metavar="CSV",
-        type=Path,
-        help="yearly counts with the columns year,value, without gaps (default: the sunspot numbers 1700-2008)",
-    )
-    predict.add_argument(
-        "--output", metavar="CSV", type=Path, help="file to write; without it, the last years are printed"
+        "--output", metavar="CSV", type=Path, help="file to write; without it, the last rows are printed"
     )
     predict.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     predict.set_defaults(run=_predict, parser=predict)
+
+    sample = commands.add_parser("sample", help="let a finished run write text", allow_abbrev=False)
+    sample.add_argument("folder", metavar="RUN", type=Path, help="folder that `flax-srnn train` wrote")
+    sample.add_argument("--prompt", metavar="TEXT", default="", help="what the text begins with (default: nothing)")
+    sample.add_argument("--length", metavar="N", type=int, default=500, help="characters to write (default: 500)")
+    sample.add_argument("--temperature", metavar="X", type=float, default=1.0, help="0: the likeliest (default: 1.0)")
+    sample.add_argument("--seed", metavar="N", type=int, default=0, help="(default: 0)")
+    sample.set_defaults(run=_sample, parser=sample)
 
     convert = commands.add_parser(
         "convert",
@@ -123,22 +131,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(parsed: argparse.Namespace) -> None:
-    config = load_config(parsed.config)
-    given = {field.name: vars(parsed)[field.name] for field, _ in settings(SunspotsConfig) if field.name in parsed}
-    config = dataclasses.replace(config, **given)
-    from flax_srnn.training import program
+def _train(parsed: argparse.Namespace, options: list[str]) -> None:
+    from flax_srnn.training import command
 
-    if parsed.validate:
-        program.validate(config)
+    if parsed.help:
+        command.show_help(parsed.name, parsed.parser)
+    elif parsed.resume is not None:
+        if parsed.name or options or parsed.workdir or parsed.overwrite or parsed.validate:
+            raise ValueError("--resume takes everything from the run: give nothing else with it.")
+        command.resume(parsed.resume)
     else:
-        program.train(config, Path(parsed.config).stem, parsed.workdir)
+        command.train(parsed.name, options, parsed.workdir, overwrite=parsed.overwrite, only_validate=parsed.validate)
+
+
+def _runs(parsed: argparse.Namespace) -> None:
+    from flax_srnn.training import command
+
+    command.runs(parsed.folder)
 
 
 def _predict(parsed: argparse.Namespace) -> None:
-    from flax_srnn.training import program
+    from flax_srnn.training import command
 
-    program.predict(parsed.folder, parsed.input, parsed.output, overwrite=parsed.overwrite)
+    command.predict(parsed.folder, parsed.input, parsed.output, overwrite=parsed.overwrite)
+
+
+def _sample(parsed: argparse.Namespace) -> None:
+    from flax_srnn.training import command
+
+    command.sample(parsed.folder, parsed.prompt, parsed.length, parsed.temperature, parsed.seed)
 
 
 def _convert(parsed: argparse.Namespace) -> None:

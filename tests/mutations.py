@@ -1724,6 +1724,43 @@ OF_INTEROP = [
     ),
 ]
 
+TRAINING = "test_training.py::"
+FORECAST = "test_training_forecast.py::"
+GOES_ON = (TRAINING + "test_a_run_goes_on_as_if_it_had_not_stopped",)
+OF_TRAINING = [
+    Mutation("steps-share-a-key", "training/loop.py", "jax.random.wrap_key_data(state.key), number)", "jax.random.wrap_key_data(state.key), 0)", ("test_training_classify.py",)),
+    Mutation("loss-lost-in-a-checkpoint", "training/loop.py", "loss=state.loss + mean.astype(jnp.float32),", "loss=mean.astype(jnp.float32),", (*GOES_ON, TRAINING + "test_a_line_of_metrics_is_the_mean_of_its_steps")),
+    Mutation("data-from-the-first-step-again", "training/data.py", "[first:].to_iter_dataset", "[: steps - first].to_iter_dataset", GOES_ON),
+    Mutation("metrics-not-cut", "training/metrics.py", "        self._file.truncate(size)\n", "", (TRAINING + "test_lines_behind_the_checkpoint_are_written_anew",)),
+    Mutation("carry-not-carried", "training/loop.py", "        carry=carry,\n", "", ("test_training_characters.py",)),
+    Mutation("last-parameters-not-the-best", "training/loop.py", "return (state.best if stops_early else state.params), progress", "return state.params, progress", (TRAINING + "test_training_stops_early_and_keeps_the_best",)),
+    Mutation("patience-counts-all-scores", "training/loop.py", "0 if better else self.scores_without_better + 1", "self.scores_without_better + 1", (TRAINING + "test_training_stops_early_and_keeps_the_best",)),
+    Mutation("a-failed-step-is-overlooked", "training/loop.py", "if int(state.failed) or not all(", "if not all(", (TRAINING + "test_a_loss_that_is_not_finite_ends_the_run",)),
+    Mutation("signals-end-a-run-at-once", "training/loop.py", "        if not self._deferred:\n            raise", "        if True:\n            raise", ("test_runs.py::test_a_signal_ends_a_run_that_can_go_on",)),
+    Mutation("handlers-stay", "training/loop.py", "            for each, handler in before.items():\n                signal.signal(each, handler)", "            pass", ("test_runs.py::test_a_signal_ends_a_run_that_can_go_on",)),
+    Mutation("members-share-a-norm", "training/optimizers.py", "return chain if members is None else", "return chain if True else", (TRAINING + "test_members_of_an_ensemble_are_clipped_and_constrained_alone",)),
+    Mutation("no-clipping", "training/optimizers.py", "if config.clip else []", "if False else []", (TRAINING + "test_optimizers_are_those_of_optax",)),
+    Mutation("runs-not-locked", "training/run.py", "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", ("test_runs.py::test_only_one_process_writes_to_a_run",)),
+    Mutation("anything-is-overwritten", "training/run.py", "if not (workdir / _CONFIG).is_file():", "if False:", ("test_runs.py::test_overwrite_replaces_runs_only",)),
+    Mutation("other-data-unnoticed", "training/program.py", "if _fingerprint(experiment, config) != data:", "if False:", ("test_runs.py::test_a_run_does_not_go_on_with_other_data",)),
+    Mutation("one-order-for-all-epochs", "training/data.py", "np.random.default_rng((*seed, epoch))", "np.random.default_rng(seed)", (TRAINING + "test_every_epoch_has_every_example_once",)),
+    Mutation("units-not-sharded", "training/mesh.py", '*[None] * (x.ndim - 1), "model")', "*[None] * x.ndim)", (TRAINING + "test_parameters_and_rows_lie_on_all_devices",)),
+    Mutation("bounds-not-checked", "training/config.py", "if bounds and not bounds.least <= value <= bounds.most:", "if False:", (TRAINING + "test_a_bad_field_is_named",)),
+    Mutation("bool-is-a-number", "training/config.py", "if type(value) is not hint and not (hint is float and type(value) is int):", "if not isinstance(value, hint) and not (hint is float and type(value) is int):", (TRAINING + "test_a_bad_field_is_named",)),
+    Mutation("test-steps-are-learned", "training/tasks/forecast.py", "(aims < split.learned)[..., None] & learned.T", "learned.T | True & learned.T", (FORECAST + "test_nothing_after_the_fitted_part_is_learned",)),
+    Mutation("statistics-of-all-steps", "training/tasks/forecast.py", "np.arange(len(values)) < split.learned, (max", "np.arange(len(values)) < len(values), (max", (FORECAST + "test_nothing_after_the_fitted_part_is_learned", FORECAST + "test_a_forecast_is_the_formula_in_float64")),
+    Mutation("linear-model-of-all-steps", "training/tasks/forecast.py", "fit_autoregression(levels[:steps],", "fit_autoregression(levels,", (FORECAST + "test_nothing_after_the_fitted_part_is_learned",)),
+    Mutation("blocks-forecast-by-their-own-fits", "training/tasks/forecast.py", "of_steps = of_steps & ~_blocks(config, split)", "of_steps = of_steps | _blocks(config, split)", (FORECAST + "test_each_block_is_forecast_by_networks_that_have_not_seen_it",)),
+    Mutation("warm-up-is-learned-from", "training/tasks/forecast.py", "(np.arange(window) >= warm_up)[:, None, None]", "(np.arange(window) >= 0)[:, None, None]", (FORECAST + "test_the_loss_is_the_squared_error_of_the_fitted_steps_and_the_penalty",)),
+    Mutation("head-without-penalty", "training/tasks/forecast.py", " + L2(config.l2)(params[\"head\"][\"kernel\"])", "", (FORECAST + "test_the_loss_is_the_squared_error_of_the_fitted_steps_and_the_penalty",)),
+    Mutation("training-starts-anywhere", "training/tasks/forecast.py", "first = nn.initializers.zeros if", "first = nn.initializers.lecun_normal() if", (FORECAST + "test_training_starts_at_the_linear_model",)),
+    Mutation("decimal-comma-unread", "training/series.py", 'cell.replace(",", ".", 1) if cell.count(",") == 1 else cell', "cell", (FORECAST + "test_files_as_people_have_them",)),
+    Mutation("missing-value-is-nan", "training/series.py", "if number is None or not math.isfinite(number):", "if number is None:", (FORECAST + "test_files_that_cannot_be_read",)),
+    Mutation("months-are-seconds", "training/series.py", "if (rest == rest[0]).all() and apart[0] > 0", "if False and apart[0] > 0", (FORECAST + "test_the_index_goes_on",)),
+    Mutation("season-of-tomorrow", "training/baselines.py", "back = -h % length", "back = -h % length - length", (FORECAST + "test_seasons",)),
+    Mutation("errors-exit-with-0", "__main__.py", "        return 2\n    return 0", "        return 0\n    return 0", ("test_cli.py::test_bad_input_is_one_line_and_exit_code_2",)),
+]  # fmt: skip
+
 MUTATIONS = [
     *OF_ONE_STEP,
     *OF_WHAT_ACTIVATIONS_HOLD,
@@ -1742,4 +1779,5 @@ MUTATIONS = [
     *OF_NAMES,
     *OF_VALIDATION,
     *OF_INTEROP,
+    *OF_TRAINING,
 ]

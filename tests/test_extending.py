@@ -90,7 +90,7 @@ IS_THE_COPY = (
 
 
 def test_there_is_a_page_for_each():
-    assert list(PAGES) == ["activation", "cell", "implementation", "keras_layer"]
+    assert list(PAGES) == ["activation", "cell", "implementation", "keras_layer", "task"]
     assert "docs/extending/" in (HERE / "CONTRIBUTING.md").read_text()
 
 

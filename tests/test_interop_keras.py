@@ -84,7 +84,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", cases.thinned(MODELS, 4))
+@pytest.mark.parametrize("name", cases.thinned(MODELS, 3))
 def test_predictions_equal_those_of_keras(name, tmp_path, worst):
     model = randomised(keras.Sequential(MODELS[name]()))
     x = WORDS if "words" in name or name == "nested" else reals()

@@ -1,282 +1,278 @@
-"""The sunspot forecaster: its data, its baselines, and that no forecast knows the year that it forecasts."""
+"""The training program around its tasks: configs, the order of data, optimizers, the loop."""
 
 import dataclasses
+import functools
 import json
+import operator
+import re
+import signal
+from pathlib import Path
 
+import cases
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from flax_srnn.__main__ import main
-from flax_srnn.training import run, scores
-from flax_srnn.training.config import SunspotsConfig, load_config
-from flax_srnn.training.data import SUNSPOTS, Series, read_series
-from flax_srnn.training.forecast import WARM_UP, fit, free_running, one_year_ahead
-
-CONFIG = SunspotsConfig(units=3, l2=0.01, learning_rate=0.05, steps=7, seeds=2, seed=0)
-SERIES = read_series()
-KEYS = jax.random.split(jax.random.key(0), 2)
+from flax_srnn.exits import Interrupted
+from flax_srnn.training import config as configs
+from flax_srnn.training import data, loop, metrics, optimizers, program, tasks
+from flax_srnn.training.config import Training
+from flax_srnn.training.tasks import Experiment, Report, Table
+from flax_srnn.training.tasks.forecast import Forecast
 
 
-FITTED = np.stack([SERIES.years <= 1920] * 2)
+def line_through(noise=0.0, **fields):
+    """A model w·x fitted to 3·x: a loss that is known at every step."""
+
+    def batch(step, rows):
+        x = np.random.default_rng(step).normal(size=8).astype(np.float32)[rows.start : rows.stop]
+        return {"x": x, "y": 3 * x}
+
+    def loss(params, carry, batch, key):
+        noisy = noise * jax.random.normal(key)
+        return jnp.mean((params["w"] * batch["x"] - batch["y"]) ** 2) + noisy * params["w"], carry + batch["x"]
+
+    experiment = Experiment(batch, loss, lambda params: Report({}, Table("", (), [])), carry=np.zeros(8, np.float32))
+    return experiment._replace(**fields)
 
 
-def fitted(series=SERIES, config=CONFIG, keys=KEYS, years=FITTED):
-    reports = list(fit(config, series, years, keys, report_every=5))
-    assert [steps for steps, _ in reports] == [5, 7]
-    return reports[-1][1]
+def fit(experiment, config, folder, init=lambda key: {"w": jax.random.normal(key)}):
+    return loop.fit(init, experiment, config, folder, loop.Stop())[0]
 
 
-@pytest.fixture(scope="module")
-def ensemble():
-    return fitted()
+def lines(folder):
+    return [json.loads(line) for line in (folder / metrics.METRICS).read_text().splitlines()]
 
 
-def leaves_equal(left, right):
-    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+# --- configs -----------------------------------------------------------------------------------------------------------
 
 
-# The data
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "`steps` must be a whole number of at least 1 and at most 1000000000, got 0"),
+        ({"steps": 2.5}, TypeError, "`steps` must be a whole number .* got 2.5"),
+        ({"steps": True}, TypeError, "`steps`.*got True"),
+        ({"learning_rate": "0.1"}, TypeError, "`learning_rate` must be a number .* got '0.1'"),
+        ({"learning_rate": float("nan")}, ValueError, "`learning_rate`.*got nan"),
+        ({"clip": float("inf")}, ValueError, "`clip`.*got inf"),
+        ({"optimizer": "adma"}, ValueError, "`optimizer` must be one of 'adam'.*got 'adma'. Did you mean 'adam'"),
+        ({"data": 3}, TypeError, "`data` must be text, got 3"),
+        ({"tests": ("1921", "1955")}, TypeError, r"`tests` must be a tuple of the form tuple\[str, str\], got '1921'"),
+        ({"tests": [("1921", "1955")]}, TypeError, "`tests` must be a tuple"),
+        ({"variance": 0.0}, ValueError, "`variance`.*got 0.0"),
+        ({"patience": 3, "evaluate_every": 0}, ValueError, "`patience`.*needs `evaluate_every`"),
+        ({"folds": 1}, ValueError, "`folds` must be 0, or 2"),
+        ({"folds": 3}, ValueError, "`folds` needs base='persistence' and patience=0"),
+        ({"unit": 3}, TypeError, "`unit` is no field of Forecast. Did you mean 'units'"),
+    ],
+    ids=str,
+)
+def test_a_bad_field_is_named(fields, error, message):
+    with pytest.raises(error, match=message):
+        configs.replaced(Forecast(), fields)
 
 
-def test_the_series_is_the_published_one():
-    assert SERIES.years.tolist() == list(range(1700, 2009))
-    known = {1700: 5, 1712: 0, 1778: 154.4, 1810: 0, 1816: 45.8, 1913: 1.4, 1957: 190.2, 1979: 155.4, 2008: 2.9}
-    assert {year: SERIES.counts[year - 1700] for year in known} == known
-    np.testing.assert_allclose(SERIES.counts.sum(), 15373.4, atol=1e-9)
-    np.testing.assert_allclose((SERIES.counts * SERIES.years).sum(), 28745190.6, atol=1e-6)
-    np.testing.assert_allclose(SERIES.until(1979).counts.var(), scores.VARIANCE, atol=0.01)
+def test_numbers_of_numpy_and_paths_are_taken():
+    config = Forecast(units=np.int64(3), l2=np.float32(0.5), learning_rate=1, data=Path("a.csv"))
+    assert config == Forecast(units=3, l2=0.5, learning_rate=1, data="a.csv")
+    assert [type(x) for x in (config.units, config.l2, config.data)] == [int, float, str]
 
 
-def test_the_file_names_source_and_licence():
-    comments = [line for line in SUNSPOTS.read_text().splitlines() if line.startswith("#")]
-    assert any("Source: National Geophysical Data Center" in line for line in comments)
-    assert any("Licence: public domain" in line for line in comments)
+def test_a_config_survives_json():
+    config = program.find("sunspots")[1]
+    again = configs.from_mapping(Forecast, json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    assert again.tests == (("1921", "1955"), ("1956", "1979"))
 
 
-# The scores
+@pytest.mark.parametrize("name", configs.bundled())
+def test_every_bundled_config_is_of_a_task(name):
+    task, config = program.find(name)
+    assert type(config) is tasks.get(task).config
+    assert tasks.name_of(config) == task
 
 
-def test_baselines_have_the_published_errors():
-    def errors(forecasts):
-        return [round(float(scores.relative_variance(SERIES, forecasts, *p)), 3) for p in scores.TEST_PERIODS]
-
-    assert errors(scores.persistence(SERIES)) == [0.427, 0.965]
-    assert errors(scores.autoregression(SERIES, FITTED[0])) == [0.126, 0.351]
-
-
-def test_autoregression_finds_the_coefficients_of_a_series_made_by_it():
-    counts = [1.0, 4.0, 2.0]
-    for _ in range(30):
-        counts.append(7 + 0.6 * counts[-1] - 0.5 * counts[-2] + 0.2 * counts[-3])
-    series = Series(np.arange(1900, 1933), np.array(counts))
-    forecasts = scores.autoregression(series, fitted=series.years <= 1920, order=3)
-    assert np.isnan(forecasts[:2]).all()
-    np.testing.assert_allclose(forecasts[2:-1], counts[3:], rtol=1e-9)
-    np.testing.assert_allclose(forecasts[-1], 7 + 0.6 * counts[-1] - 0.5 * counts[-2] + 0.2 * counts[-3], rtol=1e-9)
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_field_is_documented(name):
+    config_class = tasks.get(name).config
+    documented = (config_class.__doc__ or "") + (Training.__doc__ or "")
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    assert [name for name in fields if not re.search(rf"\n +{name}: ", documented)] == []
 
 
-def test_relative_variance_scores_the_years_asked_for_and_no_others():
-    series = Series(np.arange(1900, 1905), np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
-    forecasts = np.array([[100.0, 3.0, 5.0, 100.0, 100.0], [0.0, 4.0, 10.0, 0.0, 0.0]])  # of 1901 to 1905
-    expected = np.array([(1 + 9) / 2, (0 + 4) / 2]) / 1495.6
-    np.testing.assert_allclose(scores.relative_variance(series, forecasts, 1902, 1903), expected, rtol=1e-12)
+# --- data and optimizers -----------------------------------------------------------------------------------------------
 
 
-def test_splice_takes_each_year_from_the_fit_that_left_it_out():
-    blocks = np.array(scores.BLOCKS)
-    np.testing.assert_array_equal(np.concatenate([np.arange(a, b + 1) for a, b in blocks]), np.arange(1711, 1921))
-    forecasts = np.broadcast_to(blocks[:, :1, None], (len(blocks), 2, len(SERIES.years)))
-    spliced = scores.splice(SERIES, forecasts)
-    years = SERIES.years + 1
-    inside = (years >= 1711) & (years <= 1920)
-    assert spliced.shape == (2, len(SERIES.years))
-    np.testing.assert_array_equal(spliced[1][inside], 1711 + (years[inside] - 1711) // 15 * 15)
-    assert np.isnan(spliced[:, ~inside]).all()
+def test_processes_read_parts_of_one_batch():
+    def batch(step, rows):
+        return np.arange(10 * step, 10 * step + 6)[rows.start : rows.stop]
+
+    whole, *parts = (list(data.batches(batch, 5, rows, 0)) for rows in (range(6), range(2), range(2, 6)))
+    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
+    np.testing.assert_array_equal(list(data.batches(batch, 5, range(6), 3)), whole[3:])
+    assert len(whole) == 5
 
 
-# The networks
+def test_every_epoch_has_every_example_once():
+    order = data.shuffled(7, (3,), 0, 28).reshape(4, 7)
+    assert (np.sort(order) == np.arange(7)).all()
+    assert len({tuple(epoch) for epoch in order}) == 4
+    np.testing.assert_array_equal(data.shuffled(7, (3,), 10, 9), order.ravel()[10:19])
+    assert not np.array_equal(data.shuffled(7, (4,), 0, 28), order.ravel())
 
 
-def test_a_forecast_is_the_formula_in_float64(ensemble):
-    forecasts = one_year_ahead(ensemble, SERIES.counts)
-    for member in range(2):
-        rnn, head = (
-            {name: np.asarray(value[member], np.float64) for name, value in ensemble.params[layer].items()}
-            for layer in ("rnn", "head")
-        )
-        mean, scale = float(ensemble.mean[member]), float(ensemble.scale[member])
-        np.testing.assert_allclose(mean, np.sqrt(SERIES.until(1920).counts).mean(), rtol=1e-6)
-        np.testing.assert_allclose(scale, np.sqrt(SERIES.until(1920).counts).std(), rtol=1e-6)
-        h, expected = np.zeros(3), []
-        for count in SERIES.counts:
-            z = np.array([(np.sqrt(count) - mean) / scale])
-            h = np.tanh(z @ rnn["kernel"] + h @ rnn["recurrent_kernel"] + rnn["bias"])
-            expected.append(max(mean + scale * (z + h @ head["kernel"] + head["bias"])[0], 0) ** 2)
-        np.testing.assert_allclose(forecasts[member], expected, rtol=2e-4, atol=1e-3)
+def test_schedules():
+    def rates(**options):
+        schedule = optimizers.schedule(Training(learning_rate=0.5, steps=100, **options))
+        return [round(float(schedule(step)), 4) for step in (0, 5, 10, 55, 100)]
+
+    assert rates() == [0.5] * 5
+    assert rates(warm_up_steps=10) == [0, 0.25, 0.5, 0.5, 0.5]
+    assert rates(warm_up_steps=10, schedule="linear") == [0, 0.25, 0.5, 0.2525, 0.005]
+    assert rates(warm_up_steps=10, schedule="cosine") == [0, 0.25, 0.5, 0.2525, 0.005]
+    assert rates(schedule="cosine")[2] > rates(schedule="linear")[2]
 
 
-@pytest.mark.parametrize("year", [1701, 1750, 1921, 1956, 2008])
-def test_the_forecast_of_a_year_does_not_depend_on_that_year_or_later_ones(ensemble, year):
-    altered = SERIES.counts.copy()
-    altered[year - 1700 :] = 500.0 - altered[year - 1700 :]
-    until = year - 1700  # forecasts of the years up to `year`
-    for forecast in (lambda c: one_year_ahead(ensemble, c), lambda c: scores.persistence(Series(SERIES.years, c))):
-        before, after = forecast(SERIES.counts), forecast(altered)
-        np.testing.assert_array_equal(before[..., :until], after[..., :until])
-        assert not np.allclose(before[..., until:], after[..., until:])
+@pytest.mark.parametrize("optimizer", cases.thinned(["adam", "sgd", "adamw", "rmsprop"], 2))
+def test_optimizers_are_those_of_optax(optimizer):
+    config = Training(optimizer=optimizer, learning_rate=0.1, momentum=0.5, weight_decay=0.2, clip=1.0)
+    theirs = {
+        "adam": optax.adam(0.1),
+        "adamw": optax.adamw(0.1, weight_decay=0.2),
+        "sgd": optax.sgd(0.1, momentum=0.5),
+        "rmsprop": optax.rmsprop(0.1, momentum=0.5),
+    }[optimizer]
+    params = {"a": jnp.array([3.0, -4.0])}
+    grads = ({"a": jnp.array([6.0, 8.0])}, {"a": jnp.array([0.3, 0.4])})  # of norm 10 and 0.5
+    ours, clipped = optimizers.build(config, None, None), (jax.tree.map(lambda g: g / 10, grads[0]), grads[1])
+    state, wanted = ours.init(params), theirs.init(params)
+    for grad, expected in zip(grads, clipped, strict=True):
+        update, state = ours.update(grad, state, params)
+        reference, wanted = theirs.update(expected, wanted, params)
+        np.testing.assert_allclose(update["a"], reference["a"], rtol=1e-6)
 
 
-def test_nothing_after_the_last_fitted_year_is_learned(ensemble):
-    altered = Series(SERIES.years, np.where(SERIES.years > 1920, 777.0, SERIES.counts))
-    assert leaves_equal(fitted(altered), ensemble)
-    seen, unseen = (scores.autoregression(series, FITTED[0])[8:220] for series in (SERIES, altered))
-    np.testing.assert_array_equal(seen, unseen)
-    touched = Series(SERIES.years, np.where(SERIES.years == 1920, 777.0, SERIES.counts))
-    assert not leaves_equal(fitted(touched), ensemble)
+def test_members_of_an_ensemble_are_clipped_and_constrained_alone():
+    from flax_srnn import SimpleRNN, collect_constraints
 
-
-@pytest.mark.slow
-def test_networks_fitted_together_are_fitted_as_alone():
-    years = np.stack([SERIES.years <= 1850, SERIES.years <= 1920])
-    together = fitted(years=years)
-    for member, last_year in enumerate((1850, 1920)):
-        known = SERIES.until(last_year)
-        alone = fitted(known, keys=KEYS[member : member + 1], years=np.ones((1, len(known.years)), bool))
-        for left, right in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(left[member], right[0], rtol=1e-4, atol=1e-5)
-
-
-def test_the_loss_is_the_squared_error_of_the_fitted_years_and_the_penalty():
-    """The first step of Adam moves every weight by the learning rate, against the gradient of this float64 loss."""
-    years = (SERIES.years <= 1920) & ~((SERIES.years >= 1786) & (SERIES.years <= 1800))
-    config = dataclasses.replace(CONFIG, steps=1, l2=0.3, learning_rate=1e-3)
-    still = dataclasses.replace(config, learning_rate=1e-30)
-    ((_, moved),), ((_, start),) = (
-        list(fit(c, SERIES, years[None], KEYS[:1], report_every=1)) for c in (config, still)
+    tree = collect_constraints(SimpleRNN(2, kernel_constraint="unit_norm"), jax.random.key(0), jnp.ones((1, 2, 3)))
+    config = Training(optimizer="sgd", momentum=0.0, learning_rate=1.0, clip=1.0)
+    params = jax.vmap(lambda key: SimpleRNN(2).init(key, jnp.ones((1, 2, 3)))["params"])(
+        jax.random.split(jax.random.key(0))
     )
-    roots = np.sqrt(SERIES.counts)
-    mean, scale = roots[years].mean(), roots[years].std()
-    z = (roots - mean) / scale
-
-    def loss(rnn, head):
-        h, errors = np.zeros(3), []
-        for year in range(220):
-            h = np.tanh(z[year : year + 1] @ rnn["kernel"] + h @ rnn["recurrent_kernel"] + rnn["bias"])
-            root = mean + scale * (z[year] + h @ head["kernel"] + head["bias"])[0]
-            errors.append((root * abs(root) - SERIES.counts[year + 1]) / SERIES.counts[years].std())
-        learned = np.array(errors)[WARM_UP:][years[WARM_UP + 1 : 221]]
-        weights = (rnn["kernel"], rnn["recurrent_kernel"], head["kernel"])
-        return np.mean(learned**2) + 0.3 * sum((w**2).sum() for w in weights)
-
-    params = {
-        layer: {k: np.array(v[0], np.float64) for k, v in start.params[layer].items()} for layer in ("rnn", "head")
-    }
-    for layer, names in params.items():
-        for name, value in names.items():
-            step = np.asarray(moved.params[layer][name][0], np.float64) - value
-            for index in np.ndindex(value.shape):
-                value[index] += 1e-6
-                up = loss(**params)
-                value[index] -= 2e-6
-                down = loss(**params)
-                value[index] += 1e-6
-                np.testing.assert_allclose(
-                    step[index], -1e-3 * np.sign(up - down), rtol=1e-3, err_msg=f"{layer} {name}"
-                )
-
-
-@pytest.mark.slow
-def test_a_free_running_network_goes_on_from_its_own_forecasts(ensemble):
-    free = free_running(ensemble, SERIES.counts, 5)
+    grads = jax.tree.map(lambda x: x * jnp.array([100.0, 0.01]).reshape(2, *[1] * (x.ndim - 1)), params)
+    together, alone = optimizers.build(config, tree, 2), optimizers.build(config, tree, None)
+    update, _ = together.update(grads, together.init(params), params)
     for member in range(2):
-        counts = SERIES.counts
-        for year in range(5):
-            following = one_year_ahead(ensemble, counts)[member, -1]
-            np.testing.assert_allclose(free[member, year], following, rtol=1e-4, atol=1e-3)
-            counts = np.append(counts, following)
+        one = functools.partial(jax.tree.map, operator.itemgetter(member))
+        expected, _ = alone.update(one(grads), alone.init(one(params)), one(params))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), one(update), expected)
 
 
-# A run on disk
+# --- the loop ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_read_back_as_it_was_written(ensemble, tmp_path):
-    folder = run.save(
-        tmp_path / "mine", "name", CONFIG, ensemble, {"a": 1.5}, lambda path: path.write_bytes(b"picture")
-    )
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "forecast.png",
-        "metrics.json",
-        "params.npz",
-    ]
-    config, read = run.load(folder)
-    assert config == CONFIG
-    assert jax.tree.structure(read) == jax.tree.structure(ensemble)
-    assert leaves_equal(read, ensemble)
-    assert json.loads((folder / "metrics.json").read_text()) == {"a": 1.5}
+def test_a_line_of_metrics_is_the_mean_of_its_steps(tmp_path):
+    experiment, config = line_through(), Training(batch_size=8, steps=7, log_every=3, optimizer="sgd", momentum=0.0)
+    params = fit(experiment, config, tmp_path)
+    w, losses = float(jax.random.normal(jax.random.key(0))), []
+    for step in range(7):
+        x = np.random.default_rng(step).normal(size=8).astype(np.float32)
+        losses.append(np.mean((w * x - 3 * x) ** 2))
+        w -= 1e-3 * np.mean(2 * (w * x - 3 * x) * x)
+    np.testing.assert_allclose(float(params["w"]), w, rtol=1e-5)
+    assert [line["step"] for line in lines(tmp_path)] == [3, 6, 7]
+    expected = [np.mean(losses[:3]), np.mean(losses[3:6]), losses[6]]
+    np.testing.assert_allclose([line["loss"] for line in lines(tmp_path)], expected, rtol=1e-5)
 
 
-def test_every_flipped_byte_of_the_parameters_is_noticed(ensemble, tmp_path):
-    folder = run.save(tmp_path / "mine", "name", CONFIG, ensemble, {}, lambda path: None)
-    file = folder / "params.npz"
-    whole = file.read_bytes()
-    for position in range(0, len(whole), 7):
-        file.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
-        read, message = None, ""
-        try:
-            _, read = run.load(folder)
-        except ValueError as error:
-            message = str(error)
-        # A byte may carry nothing, such as a time stamp.
-        assert "params.npz" in message if read is None else leaves_equal(read, ensemble)
+@pytest.mark.parametrize("stopped", cases.thinned([4, 1, 6], 1))
+def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, stopped, monkeypatch):
+    experiment, config = line_through(noise=0.1), Training(batch_size=8, steps=7, log_every=3, clip=1.0)
+    whole = fit(experiment, config, tmp_path / "whole")
+    stop, save = loop.Stop(), loop.Checkpoints.save
+
+    def interrupted(self, step, *rest):
+        save(self, step, *rest)
+        if step == stopped:
+            stop._handle(signal.SIGTERM, None)
+
+    monkeypatch.setattr(loop.Checkpoints, "save", interrupted)
+    every = dataclasses.replace(config, checkpoint_seconds=0.0)
+    init = lambda key: {"w": jax.random.normal(key)}  # noqa: E731  # as in `fit`
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        loop.fit(init, experiment, every, tmp_path / "parts", stop)
+    monkeypatch.undo()
+    params = fit(experiment, config, tmp_path / "parts")
+    np.testing.assert_array_equal(params["w"], whole["w"])
+    assert (tmp_path / "parts" / metrics.METRICS).read_bytes() == (tmp_path / "whole" / metrics.METRICS).read_bytes()
 
 
-def test_a_failure_while_saving_leaves_nothing(ensemble, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run.check_target(None)
-
-    def fail(path):
-        raise RuntimeError("no ink")
-
-    for workdir in (None, tmp_path / "mine"):
-        with pytest.raises(RuntimeError, match="no ink"):
-            run.save(workdir, "name", CONFIG, ensemble, {}, fail)
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["runs"]
+def test_lines_behind_the_checkpoint_are_written_anew(tmp_path):
+    experiment, config = line_through(), Training(batch_size=8, steps=4, log_every=1)
+    fit(experiment, config, tmp_path)
+    whole = (tmp_path / metrics.METRICS).read_text()
+    with (tmp_path / metrics.METRICS).open("a") as file:
+        file.write('{"step": 5, "lo')
+    fit(experiment, dataclasses.replace(config, steps=6), tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / metrics.METRICS).read_text().startswith(whole)
 
 
-def test_a_folder_that_fills_up_meanwhile_is_left_alone(ensemble, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def occupy(folder):
-        def draw(path):
-            folder.mkdir(parents=True)
-            (folder / "precious").write_text("data")
-
-        return draw
-
-    run.check_target(None)
-    taken = tmp_path / "runs" / "name-1"
-    assert run.save(None, "name", CONFIG, ensemble, {}, occupy(taken)).name == "name-2"
-    with pytest.raises(FileExistsError, match="holds something by now"):
-        run.save(tmp_path / "mine", "name", CONFIG, ensemble, {}, occupy(tmp_path / "mine"))
-    for folder in (taken, tmp_path / "mine"):
-        assert [path.name for path in folder.iterdir()] == ["precious"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "runs"]
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    config = Training(batch_size=8, steps=5, keep_checkpoints=2, checkpoint_seconds=0.0)
+    fit(line_through(), config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / loop.CHECKPOINTS).iterdir()) == ["4", "5"]
 
 
-# The whole job
+def test_training_stops_early_and_keeps_the_best(tmp_path):
+    seen = []
+
+    def score(params):
+        seen.append(float(params["w"]))
+        return abs(seen[-1] - 1.0)  # best on the way to 3
+
+    config = Training(batch_size=8, steps=500, learning_rate=0.1, evaluate_every=2, patience=3)
+    params = fit(line_through(score=score), config, tmp_path, lambda key: {"w": jnp.array(-1.0)})
+    best = int(np.argmin(np.abs(np.array(seen) - 1)))
+    assert 0 < best == len(seen) - 4
+    assert float(params["w"]) == seen[best]
+    assert lines(tmp_path)[-1]["step"] == 2 * (len(seen) - 1) < 500
 
 
-@pytest.mark.slow
-def test_the_bundled_config_beats_the_linear_model(tmp_path):
-    assert main(["train", "sunspots", "--workdir", str(tmp_path / "run")]) == 0
-    errors = json.loads((tmp_path / "run" / "metrics.json").read_text())["average_relative_variance"]
-    for period in ("1921-1955", "1956-1979"):
-        assert errors["ensemble"][period] < errors["ar9"][period]
-        assert errors["ensemble"][period] < errors["single_mean"][period]
-    config, ensemble = run.load(tmp_path / "run")
-    assert config == load_config("sunspots")
-    free = free_running(ensemble, SERIES.counts, 22).mean(axis=0)
-    assert free.min() >= 0
-    assert free.max() < 200
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    def loss(params, carry, batch, key):
+        return jnp.where(batch["x"][0] > 0, 1.0, jnp.nan) * params["w"], carry
+
+    def batch(step, rows):
+        return {"x": np.full(8, 1.0 if step < 4 else -1.0, np.float32)}
+
+    config = Training(batch_size=8, steps=20, log_every=10, checkpoint_seconds=0.0)
+    with pytest.raises(
+        loop.RunFailed, match=r"the loss of step 5 is not finite; the checkpoint of step 4 is kept. Try"
+    ):
+        fit(line_through(loss=loss, batch=batch), config, tmp_path)
+    assert "4" in {path.name for path in (tmp_path / loop.CHECKPOINTS).iterdir()}
+
+
+def test_parameters_and_rows_lie_on_all_devices(tmp_path):
+    """The same numbers as on one device, whatever shares what."""
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, got {jax.device_count()}")
+
+    def loss(params, carry, batch, key):
+        return jnp.mean((batch["x"][:, None] * params["w"] - 1) ** 2), carry + batch["x"]
+
+    def init(key):
+        return {"w": jax.random.normal(key, (4, 8))[:1]}
+
+    fitted = {}
+    for shards in (1, 2, 8):
+        config = Training(batch_size=8, steps=3, model_shards=shards)
+        fitted[shards] = fit(line_through(loss=loss), config, tmp_path / str(shards), init)["w"]
+        assert len(fitted[shards].sharding.device_set) == 8
+        assert fitted[shards].addressable_shards[0].data.shape == (1, 8 // shards)
+        np.testing.assert_allclose(fitted[shards], fitted[1], rtol=1e-6)

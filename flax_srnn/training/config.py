@@ -1,81 +1,161 @@
-"""What an experiment is: a frozen, checked dataclass, and where its file lies."""
+"""What a run is told: frozen dataclasses, checked where they are made, and the files that define one.
+
+A task's config extends `Training` by fields of its own; the command line has an option for each. A field's type says what it
+may hold, `Annotated[int, Within(1, 1024)]` its bounds, and the docstring's `Args` what it means.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
+import itertools
 import re
 import runpy
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
 
-__all__ = ["SunspotsConfig", "bundled", "load_config", "settings"]
+__all__ = ["Training", "Within", "bundled", "from_mapping", "load_file", "replaced"]
 
 _PACKAGE = Path(__file__).parent.parent
 # A wheel carries the folder configs/ inside the package, a checkout has it beside the package.
 _CONFIG_FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-
-_KINDS = {int: "a whole", float: "a"}
-_HOLDS: dict[str, Callable[[float, float], bool]] = {
-    "at least": operator.ge,
-    "more than": operator.gt,
-    "at most": operator.le,
-}
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
 
-def _setting(text: str, bounds: dict[str, float]) -> Any:
-    """A field without a default (the config file names every value), with its help text and its bounds."""
-    return dataclasses.field(metadata={"help": text, "bounds": bounds})
+class Within(NamedTuple):
+    """The bounds of a number, both included."""
+
+    least: float
+    most: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SunspotsConfig:
-    """How the sunspot forecaster is built and fitted.
+class Training:
+    """How a model is fitted; the config of every task begins with these fields.
 
     Args:
-      units: units of the SimpleRNN.
-      l2: weight of the sum of squared weights (biases left out) in the loss.
-      learning_rate: of Adam.
-      steps: optimizer steps, each over the whole fitting period.
-      seeds: networks in the ensemble, which differ in their initial weights only.
-      seed: of the random numbers from which all of them start.
+      seed: of all random numbers, those of the data's order included.
+      steps: optimizer steps.
+      batch_size: examples, or streams, in a step.
+      optimizer: by its name in Optax.
+      learning_rate: the highest one of the schedule.
+      schedule: of the learning rate after its warm-up; cosine and linear end at a hundredth.
+      warm_up_steps: in which the learning rate rises from 0.
+      momentum: of sgd and rmsprop.
+      weight_decay: of adamw.
+      clip: norm of all gradients above which they are scaled down; 0: never.
+      evaluate_every: steps between two scores on the validation part; 0: none.
+      patience: scores in a row that are no better than the best, after which training ends; 0: never. The parameters of the
+        best score are kept.
+      log_every: steps that a line of metrics is the mean of.
+      checkpoint_seconds: at most so long apart.
+      keep_checkpoints: the newest so many.
+      dtype: of the layers' computation; parameters are float32.
+      model_shards: devices that share the units; the others share the batch.
 
     Raises:
       TypeError: a value is not of the field's type.
       ValueError: a value is out of range.
 
-    >>> SunspotsConfig(units=4, l2=0.01, learning_rate=0.01, steps=0, seeds=8, seed=0)
+    >>> Training(steps=0)
     Traceback (most recent call last):
         ...
-    ValueError: `steps` must be a whole number of at least 1 and at most 1000000, got 0.
+    ValueError: `steps` must be a whole number of at least 1 and at most 1000000000, got 0.
     """
 
-    units: int = _setting("units of the SimpleRNN", {"at least": 1, "at most": 1024})
-    l2: float = _setting("weight of the squared weights in the loss", {"at least": 0, "at most": 1000})
-    learning_rate: float = _setting("step size of Adam", {"more than": 0, "at most": 10})
-    steps: int = _setting("optimizer steps", {"at least": 1, "at most": 1_000_000})
-    seeds: int = _setting("networks in the ensemble", {"at least": 1, "at most": 4096})
-    seed: int = _setting("of the random numbers", {"at least": 0, "at most": 2**32 - 1})
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
+    steps: Annotated[int, Within(1, 10**9)] = 1000
+    batch_size: Annotated[int, Within(1, 10**6)] = 32
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    learning_rate: Annotated[float, Within(1e-12, 100)] = 1e-3
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warm_up_steps: Annotated[int, Within(0, 10**9)] = 0
+    momentum: Annotated[float, Within(0, 1)] = 0.9
+    weight_decay: Annotated[float, Within(0, 100)] = 1e-4
+    clip: Annotated[float, Within(0, 1e9)] = 0.0
+    evaluate_every: Annotated[int, Within(0, 10**9)] = 0
+    patience: Annotated[int, Within(0, 10**6)] = 0
+    log_every: Annotated[int, Within(1, 10**9)] = 50
+    checkpoint_seconds: Annotated[float, Within(0, 1e6)] = 60.0
+    keep_checkpoints: Annotated[int, Within(1, 1000)] = 3
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    model_shards: Annotated[int, Within(1, 10**5)] = 1
 
     def __post_init__(self) -> None:
-        for field, kind in settings(type(self)):
-            value, bounds = getattr(self, field.name), field.metadata["bounds"]
-            words = " and ".join(f"{word} {bound}" for word, bound in bounds.items())
-            message = f"`{field.name}` must be {_KINDS[kind]} number of {words}, got {value!r}."
-            if type(value) not in (int, kind):
-                raise TypeError(message)
-            if not all(_HOLDS[word](value, bound) for word, bound in bounds.items()):  # nor is NaN within bounds
-                raise ValueError(message)
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, _read(name, getattr(self, name), hint))
+        if self.patience and not self.evaluate_every:
+            raise ValueError("`patience` counts scores on the validation part: it needs `evaluate_every`, got 0.")
 
 
-def settings(config_class: type[SunspotsConfig]) -> list[tuple[dataclasses.Field[Any], type]]:
-    """The fields of a config with their types, int or float."""
-    kinds = typing.get_type_hints(config_class)
-    return [(field, kinds[field.name]) for field in dataclasses.fields(config_class)]
+def _read(name: str, value: Any, hint: Any) -> Any:
+    """The value as a field of this type holds it: numbers of NumPy and paths as Python's numbers and text."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = (each for each in typing.get_args(hint) if each is not type(None))
+    bounds = None
+    if typing.get_origin(hint) is Annotated:
+        hint, bounds = typing.get_args(hint)
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value not in parts:
+            near = did_you_mean(str(value), parts)
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, parts))}, got {value!r}.{near}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        kinds = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            raise TypeError(f"`{name}` must be a tuple of the form {hint}, got {value!r}.")
+        return tuple(_read(name, item, kind) for item, kind in zip(value, kinds, strict=True))
+    if isinstance(value, np.generic):
+        value = value.item()
+    if hint is str and isinstance(value, Path):
+        value = str(value)
+    words = _WORDS[hint] + (f" of at least {bounds.least} and at most {bounds.most}" if bounds else "")
+    if type(value) is not hint and not (hint is float and type(value) is int):
+        raise TypeError(f"`{name}` must be {words}, got {value!r}.")
+    if bounds and not bounds.least <= value <= bounds.most:  # nor is NaN within bounds
+        raise ValueError(f"`{name}` must be {words}, got {value!r}.")
+    return value
+
+
+def replaced(config: Training, options: Mapping[str, Any]) -> Training:
+    """The config with other values; an unknown name is a TypeError that proposes the nearest."""
+    return type(config)(**_known(type(config), {**_fields(config), **options}))
+
+
+def from_mapping(config_class: type[Training], values: Any) -> Training:
+    """A config out of what `dataclasses.asdict` and JSON made of one.
+
+    Raises:
+      TypeError, ValueError: a field is unknown, missing or does not hold what it may; the message names it.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"a config must be a mapping of names to values, got {values!r}.")
+    return config_class(**_known(config_class, {name: _tuples(value) for name, value in values.items()}))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _fields(config: Training) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _known(config_class: type[Training], values: dict[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(config_class)]
+    for name in values:
+        if name not in names:
+            raise TypeError(f"`{name}` is no field of {config_class.__name__}.{did_you_mean(name, names)}")
+    return values
 
 
 def bundled() -> dict[str, Path]:
@@ -83,23 +163,34 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_CONFIG_FOLDER.glob("*.py"))}
 
 
-def load_config(name: str) -> SunspotsConfig:
-    """The `config` that a Python file defines; `name` is a path or the name of a bundled config.
+def load_file(path: Path) -> Training:
+    """The `config` that a Python file defines.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file cannot be run, or does not define a `config`.
     """
-    path = bundled().get(name, Path(name))
     if not path.is_file():
-        hint = did_you_mean(Path(name).stem, bundled())
-        raise FileNotFoundError(f"config {name!r} is neither a file nor one of: {', '.join(bundled())}.{hint}")
+        raise FileNotFoundError(f"config {path}: there is no such file.")
     try:
         config = runpy.run_path(str(path)).get("config")
     except (Exception, SystemExit) as error:  # A config is a program: anything can go wrong in it.
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        hint = did_you_mean(unknown[1], [field.name for field, _ in settings(SunspotsConfig)]) if unknown else ""
-        raise ValueError(f"config {path}: {type(error).__name__}: {error}{hint}") from error
-    if type(config) is not SunspotsConfig:
-        raise ValueError(f"config {path}: it must define `config = SunspotsConfig(...)`, got config = {config!r}.")
+        raise ValueError(f"config {path}: {type(error).__name__}: {error}{_near_field(error)}") from error
+    if not isinstance(config, Training):
+        raise ValueError(f"config {path}: it must define `config`, a task's config, got config = {config!r}.")
     return config
+
+
+def _near_field(error: BaseException) -> str:
+    """What Python's own message about an unknown field lacks: the nearest one."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not found:
+        return ""
+    classes = {each.__name__: each for each in _extensions(Training)}
+    config_class = classes.get(found[1], Training)
+    return did_you_mean(found[2], [field.name for field in dataclasses.fields(config_class)])
+
+
+def _extensions(config_class: type[Training]) -> list[type[Training]]:
+    below = [_extensions(each) for each in config_class.__subclasses__()]
+    return [config_class, *itertools.chain(*below)]

@@ -1,4 +1,4 @@
-"""forecast.png: what was observed, what was forecast one year ahead, and what the networks expect next."""
+"""What all pictures share, and the curves of a run."""
 
 from __future__ import annotations
 
@@ -9,69 +9,103 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flax_srnn.training.data import Series
-from flax_srnn.training.scores import FIT_UNTIL, TEST_PERIODS
+from flax_srnn.training import metrics
+from flax_srnn.training.series import Series, after
 
-__all__ = ["draw_forecasts"]
+__all__ = ["BLUE", "ORANGE", "draw_curves", "draw_forecasts", "plain"]
 
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # lightness and line style differ too: readable in grey
+BLUE, ORANGE = "#0072b2", "#d55e00"  # lightness and line style differ too: readable in grey
 
 
-def draw_forecasts(path: Path, series: Series, ahead: np.ndarray, free: np.ndarray, errors: Sequence[float]) -> None:
-    """Writes the picture: the whole series above, the test periods and the years to come below.
+def plain(axes: Axes) -> Axes:
+    """Axes with a faint grid and no frame."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def draw_curves(folder: Path, path: Path) -> None:
+    """Loss and validation score by step, from the metrics of a run."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = plain(figure.subplots())
+    lines = metrics.read(folder)
+    for name, color, style in (("loss", BLUE, "-"), ("validation", ORANGE, "--")):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            marker = "o" if len(points) < 2 else ""
+            axes.plot(*zip(*points, strict=True), style, color=color, marker=marker, label=name)
+    values = [value for line in lines for name, value in line.items() if name != "step"]
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title("Loss, each point the mean of the steps before it", loc="left", fontweight="bold")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def draw_forecasts(
+    path: Path,
+    series: Series,
+    fitted: int,
+    ahead: np.ndarray,
+    free: np.ndarray,
+    tests: Sequence[tuple[str, np.ndarray]],
+) -> None:
+    """The whole series above; the last steps before the test, the test and the steps to come below.
 
     Args:
       path: of the PNG file.
-      series: the observed counts (T,).
-      ahead: (M, T) forecasts one year ahead of M networks, entry t for the year after the series' year t.
-      free: (M, years) forecasts of the years after the series.
-      errors: the ensemble's average relative variance in each test period.
+      series: what was observed (T,).
+      fitted: the number of steps that were learned from.
+      ahead: (M, T) forecasts one step ahead of M networks, entry t for step t + 1.
+      free: (M, future) forecasts of the steps after the series, each made from the forecasts before it.
+      tests: the words for each period that was scored, and its steps (T,) bool.
     """
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     whole, recent = figure.subplots(2, 1)
-    top = 1.2 * max(series.counts.max(), ahead.max(), free.max())  # room for the words
+    index, values, to_come = series.times, series.values, after(series.times, free.shape[1])
     for axes in (whole, recent):
-        _draw_series(axes, series, ahead)
-        axes.set_ylabel("sunspot number (yearly mean)")
-        axes.set_ylim(0, top)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        _draw_series(plain(axes), series, ahead)
+        axes.set_ylabel(series.name)
+    whole.set_title(f"{series.name}, each step forecast from the steps before it", loc="left", fontweight="bold")
+    whole.set_xlim(index[0], index[-1])
+    low, high = whole.get_ylim()
+    whole.set_ylim(low, high + 0.15 * (high - low))  # room for the words
+    border = index[fitted - 1]
+    whole.axvline(border, color="black", linewidth=1, linestyle=(0, (4, 3)))
+    whole.annotate("fitted ", (border, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top")
+    whole.annotate(" never seen in fitting", (border, 0.97), xycoords=("data", "axes fraction"), ha="left", va="top")
 
-    whole.set_title("Sunspot numbers, each year forecast from the years before it", loc="left", fontweight="bold")
-    whole.set_xlim(series.years[0], series.years[-1] + 1)
-    whole.axvline(FIT_UNTIL + 0.5, color="black", linewidth=1, linestyle=(0, (4, 3)))
-    whole.text(FIT_UNTIL - 1, 0.98 * top, "fitted to 1700-1920", ha="right", va="top")
-    whole.text(FIT_UNTIL + 2, 0.98 * top, "never seen in fitting", ha="left", va="top")
-
-    years = series.years[-1] + 1 + np.arange(free.shape[1])
-    recent.fill_between(years, *_range(free), color=_ORANGE, alpha=0.25, linewidth=0)
-    recent.plot(
-        years, free.mean(axis=0), color=_ORANGE, linestyle="--", linewidth=2, label="free-running forecast (mean)"
-    )
-    recent.set_xlim(FIT_UNTIL + 1, years[-1] + 1)
-    recent.set_xlabel("year")
-    for (first, last), error, shade in zip(TEST_PERIODS, errors, ("0.94", "0.88"), strict=True):
-        recent.axvspan(first - 0.5, last + 0.5, color=shade, linewidth=0, zorder=0)
-        text = f"test {first}-{last}\naverage relative variance {error:.3f}"
-        recent.text((first + last) / 2, 0.98 * top, text, ha="center", va="top", fontsize=9)
-    recent.text(years.mean(), 0.98 * top, "left to itself", ha="center", va="top", fontsize=9)
+    if len(to_come):
+        recent.fill_between(to_come, *_range(free), color=ORANGE, alpha=0.25, linewidth=0)
+        recent.plot(to_come, free.mean(axis=0), "--", color=ORANGE, linewidth=2, label="from its own forecasts (mean)")
+    first = max(0, fitted - max(10, (len(values) - fitted) // 3))
+    last = to_come[-1] if len(to_come) else index[-1]
+    recent.set_xlim(index[first], last)
+    seen = [values[first:], ahead[:, first:].ravel(), free.ravel()]
+    low, high = min(x.min() for x in seen if x.size), max(x.max() for x in seen if x.size)
+    recent.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))  # room for the words
+    for number, (words, inside) in enumerate(tests):
+        steps = index[inside]
+        recent.axvspan(steps[0], steps[-1], color=("0.94", "0.88")[number % 2], linewidth=0, zorder=0)
+        middle = steps[0] + (steps[-1] - steps[0]) / 2
+        recent.annotate(
+            f"test {words}", (middle, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=9
+        )
     figure.legend(*recent.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def _draw_series(axes: Axes, series: Series, ahead: np.ndarray) -> None:
-    years = series.years[1:]
+    steps = series.times[1:]
     axes.fill_between(
-        years, *_range(ahead[:, :-1]), color=_BLUE, alpha=0.3, linewidth=0, label="all networks, lowest to highest"
+        steps, *_range(ahead[:, :-1]), color=BLUE, alpha=0.3, linewidth=0, label="all networks, lowest to highest"
     )
-    axes.plot(
-        years,
-        ahead[:, :-1].mean(axis=0),
-        color=_BLUE,
-        linewidth=1.4,
-        label="forecast one year ahead (mean)",
-    )
-    axes.plot(series.years, series.counts, "o", color="black", markersize=2.6, label="observed")
+    axes.plot(steps, ahead[:, :-1].mean(axis=0), color=BLUE, linewidth=1.4, label="forecast one step ahead (mean)")
+    axes.plot(series.times, series.values, "o", color="black", markersize=2.6, label="observed")
 
 
 def _range(forecasts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

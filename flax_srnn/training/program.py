@@ -1,169 +1,210 @@
-"""What `flax-srnn train` and `flax-srnn predict` do, from the config to the table on the screen."""
+"""The program: train, go on, list, predict, sample; each also a function for Python.
+
+config  ->  task.load  ->  loop.fit (run/checkpoints)  ->  report (run/scores.json, pictures)
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
+import dataclasses
+import functools
 import math
-import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from flax_srnn import atomic
-from flax_srnn.training import run, scores
-from flax_srnn.training.config import SunspotsConfig
-from flax_srnn.training.data import SUNSPOTS, Series, read_series
-from flax_srnn.training.forecast import WARM_UP, Ensemble, fit, free_running, one_year_ahead
+from flax_srnn.exits import Interrupted
+from flax_srnn.training import config as configs
+from flax_srnn.training import loop, metrics, plots, run, tasks
+from flax_srnn.training.config import Training
+from flax_srnn.training.tasks import Table
 
-__all__ = ["YEARS_TO_COME", "predict", "train", "validate"]
-
-YEARS_TO_COME = 22  # two cycles
+__all__ = ["Run", "find", "load", "predict", "resume", "runs", "sample", "train", "validate"]
 
 
-def train(config: SunspotsConfig, name: str, workdir: Path | None) -> None:
-    """Fits the ensemble to 1700-1920, scores it beside the baselines, saves a run and prints the table.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, task, config, parameters and constants as NumPy arrays, and scores.
 
-    Args:
-      config: what to fit.
-      name: of the config, for the run's folder where `workdir` is None.
-      workdir: the run's folder, a new one.
+    `scores["training"]` has the steps done and, with a validation part, its best score and the step of that.
+    """
+
+    folder: Path
+    task: str
+    config: Training
+    params: Any = dataclasses.field(repr=False)
+    constants: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    scores: dict[str, Any] = dataclasses.field(repr=False)
+
+
+def find(name: str) -> tuple[str, Training]:
+    """(task, config) for the name of a config or of a task, or the path of a config file.
 
     Raises:
-      OSError: the run cannot be written there.
+      FileNotFoundError: there is no such config, task or file.
+      ValueError: the file defines no config.
     """
-    from flax_srnn.training.plots import draw_forecasts  # needs matplotlib: if it is missing, say so before the work
-
-    run.check_target(workdir)
-    console, series, started = Console(), read_series(), time.perf_counter()
-    known = series.until(scores.FIT_UNTIL)
-    *_, (_, ensemble) = _fit(console, config, known, np.ones((1, len(known.years)), bool), report_every=50)
-
-    ahead, free = one_year_ahead(ensemble, series.counts), free_running(ensemble, series.counts, YEARS_TO_COME)
-    single = _test_errors(series, ahead)
-    errors = {
-        "persistence": _test_errors(series, scores.persistence(series)),
-        "ar9": _test_errors(series, scores.autoregression(series, series.years <= scores.FIT_UNTIL)),
-        "single_mean": single.mean(axis=-1),
-        "single_std": single.std(axis=-1),
-        "ensemble": _test_errors(series, ahead.mean(axis=0)),
-    }
-    metrics = {
-        "average_relative_variance": {row: _by_period(values) for row, values in errors.items()},
-        "single_networks": _by_period(single),
-        "next_year": {"year": int(series.years[-1]) + 1, "forecast": float(free[:, 0].mean())},
-        "seconds": time.perf_counter() - started,
-        "versions": {package: importlib.metadata.version(package) for package in ("flax-srnn", "flax", "jax")},
-    }
-
-    def draw(path: Path) -> None:
-        draw_forecasts(path, series, ahead, free, errors["ensemble"].tolist())
-
-    folder = run.save(workdir, name, config, ensemble, metrics, draw)
-    table = Table(title="Average relative variance, one year ahead, fitted to 1700-1920")
-    for heading in ("", *_by_period(single)):
-        table.add_column(heading, justify="right" if heading else "left")
-    for heading, row in (
-        ("persistence", errors["persistence"]),
-        ("AR(9), least squares", errors["ar9"]),
-        (f"{config.seeds} single networks", zip(errors["single_mean"], errors["single_std"], strict=False)),
-        ("their ensemble", errors["ensemble"]),
-    ):
-        table.add_row(heading, *("{:.3f} ± {:.3f}".format(*x) if isinstance(x, tuple) else f"{x:.3f}" for x in row))
-    console.print(table)
-    console.print(f"saved: {folder}", soft_wrap=True)
+    path = configs.bundled().get(name, Path(name))
+    if path.is_file():
+        config = configs.load_file(path)
+        return tasks.name_of(config), config
+    if name in tasks.names():
+        return name, tasks.get(name).config()
+    known = list(dict.fromkeys([*configs.bundled(), *tasks.names()]))
+    hint = configs.did_you_mean(Path(name).stem, known)
+    raise FileNotFoundError(f"{name!r} is neither a config file nor one of: {', '.join(known)}.{hint}")
 
 
-def validate(config: SunspotsConfig) -> None:
-    """Prints the error in blocks of 1711-1920 against the number of steps: what the settings are chosen by.
-
-    Each block is forecast by networks that were fitted to all other years. No year after 1920 is read, nothing is saved.
-    """
-    console, series = Console(), read_series().until(scores.FIT_UNTIL)
-    fitted = np.stack([(series.years < first) | (series.years > last) for first, last in scores.BLOCKS])
-    period = scores.BLOCKS[0][0], scores.BLOCKS[-1][1]
-
-    def error(forecasts: np.ndarray) -> str:
-        return f"{np.mean(scores.relative_variance(series, scores.splice(series, forecasts), *period)):.4f}"
-
-    title = "Average relative variance {}-{}, each block of years forecast from a fit to the others".format(*period)
-    table = Table("", "ensemble", "single networks, mean", title=title)
-    table.add_row("persistence", error(np.stack([scores.persistence(series) for _ in fitted])))
-    table.add_row("AR(9), least squares", error(np.stack([scores.autoregression(series, years) for years in fitted])))
-    for steps, ensemble in _fit(console, config, series, fitted, report_every=250):
-        forecasts = one_year_ahead(ensemble, series.counts).reshape(len(fitted), config.seeds, -1)
-        table.add_row(f"{steps} steps", error(forecasts.mean(axis=1)), error(forecasts))
-    console.print(table)
-
-
-def predict(folder: Path, series_file: Path | None, output: Path | None, *, overwrite: bool) -> None:
-    """Forecasts every year of a series one year ahead, and the year after it, with the networks of a saved run.
+def train(what: str | Training, *, workdir: str | Path | None = None, overwrite: bool = False, **options: Any) -> Run:
+    """Trains, reports and saves a run.
 
     Args:
-      folder: of the run.
-      series_file: a CSV file with the columns year,value; None: the sunspot numbers.
-      output: a CSV file to write; None prints a table of the last years.
-      overwrite: whether `output` may exist already.
+      what: a task's config, or the name of a config or task, or the path of a config file.
+      workdir: new folder of the run; default runs/NAME-1, -2, …
+      overwrite: whether a run in `workdir` is replaced.
+      options: fields of the config, in place of its values.
 
     Raises:
-      OSError: a file is missing or cannot be written.
-      ValueError: the run or the series cannot be used.
+      TypeError, ValueError, OSError: a config, data or folder that cannot be used, before anything is trained.
+      RunFailed: the loss is not finite.
     """
-    if output is not None and output.exists() and not overwrite:
-        raise FileExistsError(f"output {output}: it exists already; --overwrite replaces it.")
-    _, ensemble = run.load(folder)
-    series = read_series(series_file or SUNSPOTS)
-    if len(series.years) <= WARM_UP:
-        raise ValueError(f"series {series_file}: at least {WARM_UP + 1} years are needed, got {len(series.years)}.")
-    forecasts = one_year_ahead(ensemble, series.counts)[:, WARM_UP:]
-    columns = {
-        "year": [*map(str, series.years[WARM_UP + 1 :]), str(series.years[-1] + 1)],
-        "observed": [*map(str, series.counts[WARM_UP + 1 :]), ""],
-        "forecast": [f"{value:.2f}" for value in forecasts.mean(axis=0)],
-        "spread": [f"{value:.2f}" for value in forecasts.std(axis=0)],
-    }
-    rows = list(zip(*columns.values(), strict=True))
-    if output is not None:
-        with atomic.writing_file(output) as unfinished:
-            unfinished.write_text("".join(",".join(row) + "\n" for row in [tuple(columns), *rows]))
-        print(f"{len(rows)} forecasts, {rows[0][0]}-{rows[-1][0]}, written to {output}")
-        return
-    table = Table(title="One year ahead; spread = standard deviation over the networks")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for row in rows[-YEARS_TO_COME:]:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _fit(
-    console: Console, config: SunspotsConfig, series: Series, fitted: np.ndarray, report_every: int
-) -> Iterable[tuple[int, Ensemble]]:
-    """`fit` with a progress bar: for each row of `fitted` (rows, T) an ensemble, from the same initial weights."""
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    return track(
-        fit(
-            config,
-            series,
-            np.repeat(fitted, config.seeds, axis=0),
-            keys[np.tile(np.arange(config.seeds), len(fitted))],
-            report_every,
-        ),
-        description=f"fitting {config.seeds * len(fitted)} networks",
-        total=math.ceil(config.steps / report_every),
-        console=console,
+    if isinstance(what, Training):
+        task, config, name = tasks.name_of(what), what, tasks.name_of(what)
+    else:
+        (task, config), name = find(what), Path(what).stem
+    return start(
+        task, configs.replaced(config, options), name, None if workdir is None else Path(workdir), overwrite=overwrite
     )
 
 
-def _test_errors(series: Series, forecasts: np.ndarray) -> np.ndarray:
-    """Average relative variance in each test period: (2, *batch) for forecasts (*batch, T)."""
-    return np.stack([scores.relative_variance(series, forecasts, *period) for period in scores.TEST_PERIODS])
+def start(task: str, config: Training, name: str, workdir: Path | None, *, overwrite: bool) -> Run:
+    """Trains what `find` found, in `workdir` or the next free folder of that name."""
+    run.check_target(workdir, overwrite=overwrite)
+    stop = loop.Stop()
+    with stop.handled():
+        experiment = tasks.get(task).load(config)
+        folder = run.create(
+            workdir, run.Described(task, config, name, _fingerprint(experiment, config)), overwrite=overwrite
+        )
+        return _go(folder, task, config, experiment, stop)
 
 
-def _by_period(values: np.ndarray) -> dict[str, Any]:
-    return {f"{first}-{last}": value for (first, last), value in zip(scores.TEST_PERIODS, values.tolist(), strict=True)}
+def validate(config: Training) -> None:
+    """Checks a config and its data."""
+    tasks.get(tasks.name_of(config)).load(config)
+
+
+def resume(folder: str | Path) -> Run:
+    """Goes on with a run that was stopped, from its newest checkpoint, or anew if it has none.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: it is finished, another process is writing to it, or its config or data cannot be used.
+    """
+    folder = Path(folder)
+    task, config, _, data = run.describe(folder)
+    if run.is_finished(folder):
+        raise ValueError(f"run {folder}: it is finished; `flax-srnn runs` shows its scores.")
+    stop = loop.Stop()
+    with stop.handled():
+        experiment = tasks.get(task).load(config)
+        if _fingerprint(experiment, config) != data:
+            raise ValueError(f"run {folder}: its data are no longer those that it began with; train anew.")
+        return _go(folder, task, config, experiment, stop)
+
+
+def _fingerprint(experiment: tasks.Experiment, config: Training) -> int:
+    """Of what the data gave, and of the first batch."""
+    arrays = jax.tree.leaves((dict(experiment.constants), experiment.batch(0, range(config.batch_size))))
+    return functools.reduce(lambda code, x: zlib.crc32(np.ascontiguousarray(x), code), arrays, 0)
+
+
+def _go(folder: Path, task: str, config: Training, experiment: tasks.Experiment, stop: loop.Stop) -> Run:
+    shown = metrics.console(stderr=True)
+    with run.locked(folder):
+        init = functools.partial(tasks.get(task).init, config, experiment.constants)
+        metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
+        try:
+            params, progress = loop.fit(init, experiment, config, folder, stop)
+            if progress.step < config.steps:
+                shown.print(
+                    f"ended at step {progress.step}: {config.patience} scores in a row were no better than that of step "
+                    f"{progress.best_step}, whose parameters are used",
+                    soft_wrap=True,
+                )
+            params = jax.tree.map(np.asarray, params)
+            report = experiment.report(params)
+            trained: dict[str, Any] = {"steps": progress.step}
+            if math.isfinite(progress.best_score):
+                trained |= {"best_validation": progress.best_score, "best_step": progress.best_step}
+            scores = report.scores | {"training": trained}
+            plots.draw_curves(folder, folder / "curves.png")
+            for name, draw in report.pictures.items():
+                with atomic.writing_file(folder / name) as unfinished:
+                    draw(unfinished)
+            run.finish(folder, params, experiment.constants, scores)
+        except Interrupted as interrupted:
+            raise Interrupted(interrupted.signum, folder) from None
+    metrics.print_table(report.table, metrics.console())
+    print(f"saved: {folder}")
+    return Run(folder, task, config, params, experiment.constants, scores)
+
+
+def load(folder: str | Path) -> Run:
+    """A finished run.
+
+    Raises:
+      FileNotFoundError: there is no such run, or it is not finished.
+      ValueError: a file of it is damaged.
+    """
+    folder = Path(folder)
+    task, config, _, _ = run.describe(folder)
+    found, constants = run.arrays(folder)
+    like = jax.eval_shape(functools.partial(tasks.get(task).init, config, constants), jax.random.key(0))
+    return Run(folder, task, config, run.fitted(folder, found, like), constants, run.scores(folder))
+
+
+def predict(folder: str | Path, input: str | Path | None = None) -> Table:
+    """What a finished run says about the data of a file, or about its own.
+
+    Raises:
+      FileNotFoundError: there is no such run or file, or the run is not finished.
+      ValueError: the run or the data cannot be used.
+    """
+    of = load(folder)
+    return tasks.get(of.task).predict(of.config, of.params, of.constants, None if input is None else Path(input))
+
+
+def sample(folder: str | Path, prompt: str = "", length: int = 500, temperature: float = 1.0, seed: int = 0) -> str:
+    """Text that a run's model writes after `prompt`.
+
+    Raises:
+      FileNotFoundError: there is no such run, or it is not finished.
+      ValueError: the model writes no text, or an argument is out of range.
+    """
+    of = load(folder)
+    if (write := tasks.get(of.task).sample) is None:
+        raise ValueError(f"run {folder}: the task {of.task} writes no text.")
+    return write(of.config, of.params, of.constants, prompt, length, temperature, seed)
+
+
+def runs(folder: str | Path = run.RUNS) -> Table:
+    """The runs in a folder with their scores."""
+    rows: list[tuple[Any, ...]] = []
+    for each in run.listed(Path(folder)):
+        try:
+            task = run.describe(each).task
+            words = _in_short(run.scores(each)) if run.is_finished(each) else "not finished"
+        except ValueError as error:
+            task, words = "?", str(error)
+        rows.append((str(each), task, words))
+    return Table(f"Runs in {folder}", ("run", "task", "scores"), rows)
+
+
+def _in_short(scores: Mapping[str, Any]) -> str:
+    """The numbers among scores."""
+    return ", ".join(f"{name} {x:.4g}" for name, x in scores.items() if isinstance(x, int | float))

@@ -1,129 +1,212 @@
-"""A run on disk: a folder that appears whole or not at all, and what is read back from it.
+"""A run on disk: a folder that has its config from the first moment, and its scores when it is finished.
 
-    params.npz     the networks: one array for each parameter, leading dimension = network
-    config.json    the configuration that was used
-    metrics.json   the errors in both test periods
-    forecast.png   the picture
-
-A run that fails leaves nothing.
+config.json      the task, its config and the versions that ran it
+checkpoints/     Orbax's, a folder for each step
+metrics.jsonl    loss and validation score by step; events/ the same for TensorBoard
+params.npz       the parameters that are used, and what the task needs besides them
+*.png            curves.png and the task's pictures
+scores.json      written last: with it the run is finished
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import importlib.metadata
 import io
 import itertools
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flax_srnn import atomic
-from flax_srnn.training.config import SunspotsConfig
-from flax_srnn.training.forecast import Ensemble, Forecaster
+from flax_srnn.training import config as configs
+from flax_srnn.training import tasks
+from flax_srnn.training.config import Training
 
-__all__ = ["RUNS", "check_target", "load", "save"]
+__all__ = [
+    "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed", "locked",
+    "scores",
+]  # fmt: skip
 
 RUNS = Path("runs")
-_CONFIG, _PARAMS, _METRICS = "config.json", "params.npz", "metrics.json"
+_CONFIG, _PARAMS, _SCORES = "config.json", "params.npz", "scores.json"
 
 
-def check_target(workdir: Path | None) -> None:
-    """Raises, before anything is computed, if `save` could not write: `workdir` is not new, or nothing may be written.
+class Described(NamedTuple):
+    """What a run was told: the name of its task, its config, the name that its folder began with, and what tells its data."""
+
+    task: str
+    config: Training
+    name: str
+    data: int
+
+
+def check_target(workdir: Path | None, *, overwrite: bool) -> None:
+    """Raises, before anything is computed, if no run can be made there.
 
     Raises:
-      FileExistsError: `workdir` exists and is not an empty folder.
+      FileExistsError: `workdir` exists, is not an empty folder, and is not to be overwritten, or is no run.
       OSError: no folder can be made there.
     """
     if workdir is not None and workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise FileExistsError(
-            f"workdir {workdir}: it exists already, and a run is never overwritten. Name a new folder."
-        )
-    parent = _parent(workdir)
-    parent.mkdir(parents=True, exist_ok=True)
-    with atomic.unfinished_folder(parent):
+        if not overwrite:
+            raise FileExistsError(
+                f"workdir {workdir}: it exists already; name a new folder, go on with --resume {workdir}, or replace it with "
+                "--overwrite."
+            )
+        if not (workdir / _CONFIG).is_file():
+            raise FileExistsError(f"workdir {workdir}: --overwrite replaces runs only, and this is none.")
+    parent = RUNS if workdir is None else workdir.parent
+    with _made(parent), atomic.unfinished_folder(parent):
         pass  # it can be made
 
 
-def save(
-    workdir: Path | None,
-    name: str,
-    config: SunspotsConfig,
-    ensemble: Ensemble,
-    metrics: dict[str, Any],
-    draw: Callable[[Path], None],
-) -> Path:
-    """Writes a run and returns its folder: `workdir`, or the first free one of runs/NAME-1, runs/NAME-2, ...
-
-    Args:
-      workdir: a folder that does not exist yet, or None.
-      name: of the config, for the folder's name where `workdir` is None.
-      config, ensemble, metrics: what the run used, found and scored.
-      draw: writes the picture to the path that it is given.
+def create(workdir: Path | None, described: Described, *, overwrite: bool) -> Path:
+    """Makes the folder of a run: `workdir`, or the first free one of runs/NAME-1, runs/NAME-2, …; returns it.
 
     Raises:
       FileExistsError: `workdir` holds something by now.
     """
-    numbered = (RUNS / f"{name}-{number}" for number in itertools.count(1))
-    with atomic.unfinished_folder(_parent(workdir)) as folder:
-        arrays = jax.tree.map(np.asarray, flatten_dict(ensemble._asdict(), sep="/"))
-        np.savez(folder / _PARAMS, allow_pickle=False, **arrays)
-        _write_json(folder / _CONFIG, dataclasses.asdict(config))
-        _write_json(folder / _METRICS, metrics)
-        draw(folder / "forecast.png")
-        try:
-            return atomic.move_folder(folder, numbered if workdir is None else [workdir])
-        except FileExistsError as error:
-            raise FileExistsError(
-                f"workdir {workdir}: it holds something by now; this run is lost. Name a new folder."
-            ) from error
+    parent = RUNS if workdir is None else workdir.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    if overwrite and workdir is not None and workdir.exists():
+        with locked(workdir):
+            shutil.rmtree(workdir)
+    numbered = (RUNS / f"{described.name}-{number}" for number in itertools.count(1))
+    with atomic.unfinished_folder(parent) as folder:
+        versions = {package: importlib.metadata.version(package) for package in ("flax-srnn", "flax", "jax")}
+        about = {
+            "task": described.task,
+            "name": described.name,
+            "config": dataclasses.asdict(described.config),
+            "data": described.data,
+        }
+        _write_json(folder / _CONFIG, {**about, "versions": versions})
+        return atomic.move_folder(folder, numbered if workdir is None else [workdir])
 
 
-def load(folder: Path) -> tuple[SunspotsConfig, Ensemble]:
-    """Reads a run back.
+def describe(folder: Path) -> Described:
+    """What a run was told.
 
     Raises:
-      FileNotFoundError: there is no such folder, or a file is missing in it.
-      ValueError: a file is damaged, or does not fit the other.
+      FileNotFoundError: there is no such folder, or no config in it.
+      ValueError: the config is damaged, or does not fit its task; the message names the field.
     """
-    for path in (folder, folder / _CONFIG, folder / _PARAMS):
+    for path in (folder, folder / _CONFIG):
         if not path.exists():
             raise FileNotFoundError(f"run {folder}: {path} does not exist; `flax-srnn train` writes such a folder.")
     try:
-        config = SunspotsConfig(**json.loads((folder / _CONFIG).read_text()))
-    except Exception as error:
-        raise ValueError(f"run {folder}: {_CONFIG} is damaged: {error}") from error
+        about = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        name, values, data = about["name"], about["config"], about["data"]
+        task = tasks.get(about["task"])
+        return Described(about["task"], configs.from_mapping(task.config, values), str(name), int(data))
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"run {folder}: {_CONFIG} cannot be used: {what}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run, so that no other process writes to it; the operating system lets go of it when this one dies.
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with np.load(io.BytesIO((folder / _PARAMS).read_bytes()), allow_pickle=False) as file:
-            arrays = dict(file)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"run {folder}: another process is writing to it.") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def finish(folder: Path, params: Any, constants: Mapping[str, np.ndarray], scores: dict[str, Any]) -> None:
+    """Writes the parameters and, last of all, the scores."""
+    whole = flatten_dict({"params": jax.tree.map(np.asarray, params), "constants": dict(constants)}, sep="/")
+    with atomic.writing_file(folder / _PARAMS) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, allow_pickle=False, **whole)
+    with atomic.writing_file(folder / _SCORES) as unfinished:
+        _write_json(unfinished, scores)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / _SCORES).exists()
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """Of a finished run."""
+    try:
+        return dict(json.loads((folder / _SCORES).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"run {folder}: {_SCORES} is damaged or missing: {error}") from error
+
+
+def arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The parameters of a finished run, by path, and its constants.
+
+    Raises:
+      FileNotFoundError: the run is not finished.
+      ValueError: the file is damaged.
+    """
+    path = folder / _PARAMS
+    if not path.exists():
+        raise FileNotFoundError(
+            f"run {folder}: it is not finished, and has no {_PARAMS}; go on with flax-srnn train --resume {folder}"
+        )
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            found = dict(file)
     except Exception as error:  # zipfile and numpy know a dozen ways to fail on a damaged file.
         raise ValueError(f"run {folder}: {_PARAMS} is damaged: {error}") from error
-    expected = _shapes(config)
-    found = {key: (value.shape, value.dtype) for key, value in arrays.items()}
+    if not all(np.isfinite(x).all() for x in found.values() if np.issubdtype(x.dtype, np.floating)):
+        raise ValueError(f"run {folder}: {_PARAMS} is damaged: it holds numbers that are not finite.")
+    params, constants = (
+        {name.removeprefix(kind): x for name, x in found.items() if name.startswith(kind)}
+        for kind in ("params/", "constants/")
+    )
+    return params, constants
+
+
+def fitted(folder: Path, params: dict[str, np.ndarray], like: Any) -> Any:
+    """Parameters by path as the tree `like`, of whose shapes and dtypes they must be."""
+    expected = {name: (x.shape, x.dtype) for name, x in flatten_dict(like, sep="/").items()}
+    found = {name: (x.shape, x.dtype) for name, x in params.items()}
     if found != expected:
         differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         raise ValueError(f"run {folder}: {_PARAMS} does not fit {_CONFIG}: {', '.join(differing)}.")
-    if not all(np.isfinite(value).all() for value in arrays.values()):
-        raise ValueError(f"run {folder}: {_PARAMS} is damaged: it holds numbers that are not finite.")
-    return config, Ensemble(**unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/"))
+    return unflatten_dict(params, sep="/")
 
 
-def _parent(workdir: Path | None) -> Path:
-    return RUNS if workdir is None else workdir.parent
+def listed(folder: Path) -> list[Path]:
+    """The runs in a folder, in the order of their names."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder of runs.")
+    return sorted(each for each in folder.iterdir() if (each / _CONFIG).is_file())
 
 
-def _shapes(config: SunspotsConfig) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every array of an ensemble; nothing is computed."""
-    params = jax.eval_shape(Forecaster(config.units, config.l2).init, jax.random.key(0), jnp.zeros((1, 1)))["params"]
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    leaves = flatten_dict({"params": params, "mean": scalar, "scale": scalar}, sep="/")
-    return {key: ((config.seeds, *leaf.shape), leaf.dtype) for key, leaf in leaves.items()}
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder for a moment, unless it is there."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for each in missing:
+            each.rmdir()
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,135 @@
+"""The commands of the training program: options out of a config's fields, results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import tyro
+
+from flax_srnn import atomic
+from flax_srnn.identifiers import did_you_mean
+from flax_srnn.training import config as configs
+from flax_srnn.training import metrics, program, tasks
+from flax_srnn.training.config import Training
+
+__all__ = ["predict", "resume", "runs", "sample", "show_help", "train"]
+
+_ROWS_SHOWN = 30
+
+
+def train(name: str | None, options: list[str], workdir: Path | None, *, overwrite: bool, only_validate: bool) -> None:
+    """`flax-srnn train NAME [options of the config]`."""
+    if name is None:
+        raise ValueError(f"train needs the NAME of a config or task: {_names()} (see `flax-srnn train --help`)")
+    if overwrite and workdir is None:
+        raise ValueError("--overwrite replaces the run in --workdir, which was not given.")
+    task, config = program.find(name)
+    config = _with_options(config, options, f"flax-srnn train {name}")
+    if only_validate:
+        program.validate(config)
+        print(f"{name}: the config, of the task {task}, and its data can be used.")
+    else:
+        program.start(task, config, Path(name).stem, workdir, overwrite=overwrite)
+
+
+def resume(folder: Path) -> None:
+    """`flax-srnn train --resume RUN`."""
+    program.resume(folder)
+
+
+def runs(folder: Path) -> None:
+    """`flax-srnn runs [DIR]`."""
+    metrics.print_table(program.runs(folder), metrics.console())
+
+
+def predict(folder: Path, input: Path | None, output: Path | None, *, overwrite: bool) -> None:
+    """`flax-srnn predict RUN`: all rows to a CSV file, or the last ones to stdout."""
+    if output is not None and output.exists() and not overwrite:
+        raise FileExistsError(f"output {output}: it exists already; --overwrite replaces it.")
+    table = program.predict(folder, input)
+    if output is None:
+        left_out = len(table.rows) - _ROWS_SHOWN
+        metrics.print_table(table._replace(rows=table.rows[-_ROWS_SHOWN:]), metrics.console())
+        if left_out > 0:
+            print(f"the last {_ROWS_SHOWN} of {len(table.rows)} rows; --output FILE writes all")
+        return
+    with atomic.writing_file(output) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([table.headings, *table.rows])
+    print(f"{len(table.rows)} rows written to {output}")
+
+
+def sample(folder: Path, prompt: str, length: int, temperature: float, seed: int) -> None:
+    """`flax-srnn sample RUN`."""
+    written = program.sample(folder, prompt, length, temperature, seed)
+    metrics.console().print(written, soft_wrap=True, markup=False)
+
+
+def show_help(name: str | None, parser: argparse.ArgumentParser) -> None:
+    """All options: those of the command, and those of a config with its values as defaults."""
+    parser.print_help()
+    if name is None:
+        print("\nconfigs, which take --OPTION for each of their fields (flax-srnn train NAME --help):")
+        for each, path in configs.bundled().items():
+            print(f"  {each:<16}{_first_line(path)}")
+        print("tasks, with their defaults:")
+        for each in tasks.names():
+            task = tasks.get(each)
+            print(
+                f"  {each:<16}{(task.config.__doc__ or '').splitlines()[0]}"
+                + (f" --data: {task.data}" if task.data else "")
+            )
+        return
+    print(f"\noptions of {name}, in place of its values:\n")
+    with contextlib.suppress(SystemExit):
+        tyro.cli(type(config := program.find(name)[1]), args=["--help"], default=config, prog=f"flax-srnn train {name}")
+
+
+def _with_options(config: Training, options: list[str], prog: str) -> Training:
+    """The config with what the command line says; every error in one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given, unknown = tyro.cli(
+                type(config), args=options, default=config, prog=prog, return_unknown_args=True, add_help=False
+            )
+    except SystemExit as error:
+        raise ValueError(f"{_in_one_line(said.getvalue())} (see `{prog} --help`)") from error
+    if unknown:
+        first = next((each for each in unknown if each.startswith("-")), unknown[0])
+        flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(config)]
+        flags += ["--workdir", "--overwrite", "--validate", "--resume"]
+        wrong = first.partition("=")[0].replace("_", "-")
+        hint = did_you_mean(wrong, flags) or _by_initials(wrong, flags)
+        raise ValueError(f"unknown argument {first!r}.{hint} (see `{prog} --help`)")
+    return given
+
+
+def _by_initials(wrong: str, flags: list[str]) -> str:
+    """--lr is --learning-rate."""
+    meant = [each for each in flags if "".join(word[0] for word in each[2:].split("-")) == wrong.lstrip("-")]
+    return f" Did you mean {meant[0]!r}?" if meant else ""
+
+
+def _in_one_line(said: str) -> str:
+    """What tyro says, without its frame and title."""
+    lines = [re.sub(r"[^\x20-\x7e]|\s{2,}", " ", line).strip() for line in said.splitlines()]
+    body = [line for line in lines if line and not set(line) <= {"-", " "}]
+    ends = next(
+        (i for i, line in enumerate(body) if line.startswith(("Argument helptext", "For full helptext"))), len(body)
+    )
+    return " ".join(body[1:ends]) or "the arguments cannot be read."
+
+
+def _names() -> str:
+    return ", ".join(dict.fromkeys([*configs.bundled(), *tasks.names()]))
+
+
+def _first_line(path: Path) -> str:
+    found = re.search(r'"""(.*)', path.read_text(encoding="utf-8"))
+    return found[1] if found else ""
