@@ -197,6 +197,7 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "no steps": (["train", "sunspots", "--steps", "0"], "`steps`.*got 0", None),
     "negative seed": (["train", "sunspots", "--seed", "-1"], "`seed`.*got -1", None),
     "unknown optimizer": (["train", "sunspots", "--optimizer", "adma"], "'adma'.*'adam', 'adamw'", None),
+    "more shards than devices": (["train", "sunspots", "--model-shards", "7"], "`model_shards` must divide .*8, got 7", None),
     "an existing run": ([*TINY, "--workdir", "trained"], "workdir trained: it exists already.*--resume trained", None),
     "workdir is a file": ([*TINY, "--workdir", "f"], "workdir f: it exists already", series_file("f", "")),
     "workdir below a file": ([*TINY, "--workdir", "f/run"], "f", series_file("f", "")),

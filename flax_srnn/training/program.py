@@ -19,7 +19,7 @@ import numpy as np
 from flax_srnn import atomic
 from flax_srnn.exits import Interrupted
 from flax_srnn.training import config as configs
-from flax_srnn.training import loop, metrics, plots, run, tasks
+from flax_srnn.training import loop, mesh, metrics, plots, run, tasks
 from flax_srnn.training.config import Training
 from flax_srnn.training.tasks import Table
 
@@ -86,7 +86,7 @@ def start(task: str, config: Training, name: str, workdir: Path | None, *, overw
     run.check_target(workdir, overwrite=overwrite)
     stop = loop.Stop()
     with stop.handled():
-        experiment = tasks.get(task).load(config)
+        experiment = _loaded(task, config)
         folder = run.create(
             workdir, run.Described(task, config, name, _fingerprint(experiment, config)), overwrite=overwrite
         )
@@ -95,7 +95,7 @@ def start(task: str, config: Training, name: str, workdir: Path | None, *, overw
 
 def validate(config: Training) -> None:
     """Checks a config and its data."""
-    tasks.get(tasks.name_of(config)).load(config)
+    _loaded(tasks.name_of(config), config)
 
 
 def resume(folder: str | Path) -> Run:
@@ -111,10 +111,16 @@ def resume(folder: str | Path) -> Run:
         raise ValueError(f"run {folder}: it is finished; `flax-srnn runs` shows its scores.")
     stop = loop.Stop()
     with stop.handled():
-        experiment = tasks.get(task).load(config)
+        experiment = _loaded(task, config)
         if _fingerprint(experiment, config) != data:
             raise ValueError(f"run {folder}: its data are no longer those that it began with; train anew.")
         return _go(folder, task, config, experiment, stop)
+
+
+def _loaded(task: str, config: Training) -> tasks.Experiment:
+    """The experiment, if there are data and devices for it."""
+    mesh.make(config)
+    return tasks.get(task).load(config)
 
 
 def _fingerprint(experiment: tasks.Experiment, config: Training) -> int:
@@ -128,6 +134,11 @@ def _go(folder: Path, task: str, config: Training, experiment: tasks.Experiment,
     with run.locked(folder):
         init = functools.partial(tasks.get(task).init, config, experiment.constants)
         metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
+        if jax.device_count() > 1:
+            shares = mesh.make(config).shape
+            shown.print(
+                f"of {jax.device_count()} devices {shares['data']} share the batch, {shares['model']} the units"
+            )
         try:
             params, progress = loop.fit(init, experiment, config, folder, stop)
             if progress.step < config.steps:
