@@ -1728,11 +1728,11 @@ TRAINING = "test_training.py::"
 FORECAST = "test_training_forecast.py::"
 GOES_ON = (TRAINING + "test_a_run_goes_on_as_if_it_had_not_stopped",)
 OF_TRAINING = [
-    Mutation("steps-share-a-key", "training/loop.py", "jax.random.wrap_key_data(state.key), number)", "jax.random.wrap_key_data(state.key), 0)", ("test_training_classify.py",)),
+    Mutation("steps-share-a-key", "training/loop.py", "jax.random.wrap_key_data(state.key), number)", "jax.random.wrap_key_data(state.key), 0)", (TRAINING + "test_every_step_has_a_key_of_its_own",)),
     Mutation("loss-lost-in-a-checkpoint", "training/loop.py", "loss=state.loss + mean.astype(jnp.float32),", "loss=mean.astype(jnp.float32),", (*GOES_ON, TRAINING + "test_a_line_of_metrics_is_the_mean_of_its_steps")),
     Mutation("data-from-the-first-step-again", "training/data.py", "[first:].to_iter_dataset", "[: steps - first].to_iter_dataset", GOES_ON),
     Mutation("metrics-not-cut", "training/metrics.py", "        self._file.truncate(size)\n", "", (TRAINING + "test_lines_behind_the_checkpoint_are_written_anew",)),
-    Mutation("carry-not-carried", "training/loop.py", "        carry=carry,\n", "", ("test_training_characters.py",)),
+    Mutation("carry-not-carried", "training/loop.py", "        carry=carry,\n", "", (TRAINING + "test_every_step_has_a_key_of_its_own",)),
     Mutation("last-parameters-not-the-best", "training/loop.py", "return (state.best if stops_early else state.params), progress", "return state.params, progress", (TRAINING + "test_training_stops_early_and_keeps_the_best",)),
     Mutation("patience-counts-all-scores", "training/loop.py", "0 if better else self.scores_without_better + 1", "self.scores_without_better + 1", (TRAINING + "test_training_stops_early_and_keeps_the_best",)),
     Mutation("a-failed-step-is-overlooked", "training/loop.py", "if int(state.failed) or not all(", "if not all(", (TRAINING + "test_a_loss_that_is_not_finite_ends_the_run",)),

@@ -105,7 +105,7 @@ def test_the_arrays_of_a_case():
 SECTIONS = ["forward", "options", "bfloat16", "chunked", "memory", "length", "compilation", "tuning"]
 
 
-@pytest.mark.parametrize("section", cases.thinned(SECTIONS, 3))
+@pytest.mark.parametrize("section", cases.thinned(SECTIONS, 2))
 def test_every_section_yields_figures_of_this_library(section, monkeypatch):
     monkeypatch.setattr(activations, "NAMES", ("tanh",))
     shapes = [(2, 6, 3, 5)]

@@ -225,7 +225,8 @@ def test_layers_under_strict_promotion(dtype):
             jax.eval_shape(functools.partial(layer.init_with_output, training=True, mask=mask), keys, inputs)
 
 
-@pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 1), ids=name)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_penalties_under_strict_promotion(dtype):
     """Those of half precision are added up in float32, in both families, over several calls and layers of other dtypes."""
     asked = {"kernel_regularizer": "l1_l2", "bias_regularizer": "l1", "activity_regularizer": "l2"}

@@ -61,6 +61,7 @@ def _serve(tmp_path, path, *arguments):
     return [results[f"arr_{i}"] for i in range(len(results.files))]
 
 
+@pytest.mark.slow
 def test_step_and_sequence_run_without_this_library(params, tmp_path):
     def sequence(state, x):
         return simple_rnn(params, x, initial_state=state)

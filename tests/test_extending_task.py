@@ -17,6 +17,7 @@ def echo(arguments, cwd, path):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_task_is_one_file_and_one_config(tmp_path):
     """In the library, and learned well enough to be used."""
     shutil.copytree(HERE / "flax_srnn", tmp_path / "flax_srnn", ignore=shutil.ignore_patterns("__pycache__"))

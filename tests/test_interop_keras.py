@@ -219,6 +219,7 @@ def test_every_layer_that_is_read_is_named():
     assert [name for name in LAYERS if name not in load_model.__doc__] == []
 
 
+@pytest.mark.slow
 def test_convert_there_and_back(tmp_path, capsys):
     model = randomised(keras.Sequential(MODELS["normalised, flat"]()))
     model.save(tmp_path / "model.keras")

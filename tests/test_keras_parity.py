@@ -236,7 +236,7 @@ def compare(record_property):
 
 
 @pytest.mark.parametrize(
-    "number", cases.thinned(range(len(CONFIGS)), 6), ids=lambda number: f"{number}-{CONFIGS[number]}"
+    "number", cases.thinned(range(len(CONFIGS)), 3), ids=lambda number: f"{number}-{CONFIGS[number]}"
 )
 def test_random_layers(number, compare):
     config = CONFIGS[number]
@@ -248,7 +248,8 @@ def test_random_layers(number, compare):
 DROPOUT = [case for case in cases.DRAWN if case.batch == (3,) and case.mask and not case.resets]
 
 
-@pytest.mark.parametrize("case", cases.thinned(DROPOUT[:4], 1), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DROPOUT[:4], ids=str)
 def test_dropout_masks(case, compare):
     """Keras's layer in training, with our masks put in place of those that it draws."""
     case = dataclasses.replace(

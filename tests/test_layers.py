@@ -193,7 +193,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("pair", thinned(zip([Compact, WithSetup] * 3, LAYERS, strict=True), 4))
+@pytest.mark.parametrize("pair", thinned(zip([Compact, WithSetup] * 3, LAYERS, strict=True), 2))
 def test_shared_layer_has_one_set_of_parameters(pair):
     model, layer = pair
     variables = drawn(layer, X)

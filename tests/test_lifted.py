@@ -259,7 +259,7 @@ LAYERS = {
 every = pytest.mark.parametrize("name", LAYERS)
 
 
-@every
+@pytest.mark.parametrize("name", thinned(LAYERS, 1))
 def test_call_arguments_by_position(name):
     cls, arguments = LAYERS[name]
     layer = cls(*arguments)

@@ -267,6 +267,7 @@ def test_constraints_equal_keras_after_several_steps(options, optimizer):
     assert len(free) == len(NAMES) - len(options)
 
 
+@pytest.mark.slow
 def test_training_with_penalties_and_constraints_equals_keras():
     """A loss on data plus penalties: our gradients through Optax, Keras's own through its optimizer."""
     options = {

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import cases
 import jax
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_a_run_that_ends_early_says_so(tmp_path, capsys):
     assert "params" not in repr(of)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", cases.thinned([signal.SIGTERM, signal.SIGINT], 1))
 def test_a_signal_ends_a_run_that_can_go_on(whole, tmp_path, monkeypatch, capsys, sent):
     update = metrics.Show.update
 

@@ -34,7 +34,7 @@ def test_every_option_equals_the_oracle(case):
     assert_same(values(problem, implementation="autodiff", unroll=case.unroll), expected)
 
 
-@pytest.mark.parametrize("case", cases.thinned(cases.DRAWN[:12], 3), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(cases.DRAWN[:12], 2), ids=str)
 def test_random_combinations_equal_the_oracle(case):
     problem = case.problem()
     expected = call(reference.simple_rnn, problem)
@@ -183,7 +183,7 @@ EMPTY = {
 
 
 @both
-@pytest.mark.parametrize("name", cases.thinned(EMPTY, 3))
+@pytest.mark.parametrize("name", cases.thinned(EMPTY, 2))
 def test_empty_sequences_and_batches(name, implementation):
     """The final state is the initial state, and gradients pass through it."""
     case = EMPTY[name]

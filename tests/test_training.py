@@ -211,6 +211,21 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, stopped, monkeypatch):
     assert (tmp_path / "parts" / metrics.METRICS).read_bytes() == (tmp_path / "whole" / metrics.METRICS).read_bytes()
 
 
+def test_every_step_has_a_key_of_its_own(tmp_path):
+    def loss(params, carry, batch, key):
+        return params["w"] ** 2, jnp.roll(carry, 1).at[0].set(jax.random.normal(key))
+
+    experiment = line_through(loss=loss)
+    config = Training(batch_size=8, steps=8, checkpoint_seconds=0.0)
+    fit(experiment, config, tmp_path)
+    checkpoints = loop.Checkpoints(tmp_path / loop.CHECKPOINTS, 3)
+    state = loop._start(
+        lambda key: {"w": jax.random.normal(key)}, experiment.carry, optimizers.build(config, None, None), 0, False
+    )
+    drawn = np.asarray(checkpoints.restore(8, state)[0].carry)
+    assert len(set(drawn.tolist())) == 8
+
+
 def test_lines_behind_the_checkpoint_are_written_anew(tmp_path):
     experiment, config = line_through(), Training(batch_size=8, steps=4, log_every=1)
     fit(experiment, config, tmp_path)

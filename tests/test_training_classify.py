@@ -299,6 +299,7 @@ def test_answers_for_a_file(trained, tmp_path):
         program.predict(trained.folder, saved(tmp_path / "wide.npz", x=np.ones((COUNT, STEPS, 3)), lengths=None))
 
 
+@pytest.mark.slow
 def test_one_split_with_early_stopping(tmp_path):
     """The validation part ends training; what is scored is the test part, or with `scored` the validation part."""
     path = saved(tmp_path / "data.npz")
