@@ -69,7 +69,8 @@ def test_a_signal_ends_a_run_that_can_go_on(whole, tmp_path, monkeypatch, capsys
             signal.raise_signal(sent)
 
     monkeypatch.setattr(metrics.Show, "update", interrupt)
-    options = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    rarely = TINY | {"checkpoint_seconds": 1000}
+    options = [part for name, value in rarely.items() for part in (f"--{name}", str(value))]
     before = signal.getsignal(sent)
     assert main(["train", "sunspots", "--workdir", str(tmp_path / "run"), *options]) == 128 + sent
     assert signal.getsignal(sent) is before
@@ -79,6 +80,7 @@ def test_a_signal_ends_a_run_that_can_go_on(whole, tmp_path, monkeypatch, capsys
         f"flax-srnn: stopped by {sent.name}; go on with: flax-srnn train --resume {tmp_path / 'run'}"
     )
     assert not (tmp_path / "run" / "scores.json").exists()
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["4"]
     monkeypatch.undo()
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert contents(tmp_path / "run") == contents(whole)

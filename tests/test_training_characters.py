@@ -257,17 +257,17 @@ def test_a_score_is_the_bits_of_whole_files(config, experiment, parts, params):
 
 
 def test_files_longer_than_a_window_are_scored_whole(config, experiment, params, tmp_path):
-    long = WORDS * 12
-    (tmp_path / "long.txt").write_text(long)
-    (tmp_path / "short.txt").write_text("☃" + WORDS)
+    files = {"long.txt": WORDS * 12, "short.txt": "☃" + WORDS, "shorter.txt": WORDS[1:], "shortest.txt": WORDS[2:]}
+    for name, characters in files.items():  # the short ones share a row
+        (tmp_path / name).write_text(characters)
     table = TASK.predict(config, params, experiment.constants, tmp_path)
     vocabulary = experiment.constants["vocabulary"]
-    for row, characters in zip(table.rows, (long, "☃" + WORDS), strict=True):
+    for row, characters in zip(table.rows, files.values(), strict=True):
         size = 8 * len(gzip.compress(characters.encode(), 9)) / len(characters)
         assert row[1:] == (
             len(characters), f"{bits_by_hand(params, vocabulary, characters).mean():.3f}", f"{size:.3f}"
         )  # fmt: skip
-    assert [row[0] for row in table.rows] == ["long.txt", "short.txt"]
+    assert [row[0] for row in table.rows] == list(files)
 
 
 def test_unknown_characters_are_paid_for():
