@@ -31,7 +31,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", cases.thinned(CASES, 3), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(CASES, 4), ids=str)
 def test_values_and_gradients(case):
     problem = case.problem()
     returned, grads = compiled(problem, unroll=case.unroll, **EXACT)

@@ -59,7 +59,7 @@ of_blocks = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 2), ids=str)
+@pytest.mark.parametrize("case", cases.thinned(SEVERAL_BLOCKS, 3), ids=str)
 @of_blocks
 def test_several_blocks(case, tuning):
     problem = case.problem()

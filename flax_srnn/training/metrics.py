@@ -87,8 +87,9 @@ class Show:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where tables and bars go: a stream, in a notebook too."""
-    return Console(stderr=stderr, highlight=False, force_jupyter=False)
+    """Where tables and bars go: a stream, in a notebook too, which is no terminal whatever its environment says."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, force_jupyter=False, force_terminal=terminal)
 
 
 def read(folder: str | Path) -> list[dict[str, float]]:
