@@ -128,14 +128,14 @@ def _read(name: str, value: Any, hint: Any) -> Any:
 
 def replaced(config: Training, options: Mapping[str, Any]) -> Training:
     """The config with other values; an unknown name is a TypeError that proposes the nearest."""
-    return type(config)(**_known(type(config), {**_fields(config), **options}))
+    return dataclasses.replace(config, **_known(type(config), options))
 
 
 def from_mapping(config_class: type[Training], values: Any) -> Training:
     """A config out of what `dataclasses.asdict` and JSON made of one.
 
     Raises:
-      TypeError, ValueError: a field is unknown, missing or does not hold what it may; the message names it.
+      TypeError, ValueError: a field is unknown or does not hold what it may; the message names it.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"a config must be a mapping of names to values, got {values!r}.")
@@ -146,11 +146,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _fields(config: Training) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
-def _known(config_class: type[Training], values: dict[str, Any]) -> dict[str, Any]:
+def _known(config_class: type[Training], values: Mapping[str, Any]) -> Mapping[str, Any]:
     names = [field.name for field in dataclasses.fields(config_class)]
     for name in values:
         if name not in names:
@@ -167,11 +163,8 @@ def load_file(path: Path) -> Training:
     """The `config` that a Python file defines.
 
     Raises:
-      FileNotFoundError: there is no such file.
       ValueError: the file cannot be run, or does not define a `config`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"config {path}: there is no such file.")
     try:
         config = runpy.run_path(str(path)).get("config")
     except (Exception, SystemExit) as error:  # A config is a program: anything can go wrong in it.

@@ -23,9 +23,6 @@ class _Steps:
     def __getitem__(self, step: int) -> Any:
         return self._batch(step, self._rows)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(steps={self._steps}, rows={self._rows})"
-
 
 def batches(batch: Callable[[int, range], Any], steps: int, rows: range, first: int) -> Iterator[Any]:
     """The rows of the batches of the steps [first, steps), read ahead in a thread."""

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,8 @@ def start(task: str, config: Training, name: str, workdir: Path | None, *, overw
     stop = loop.Stop()
     with stop.handled():
         experiment = _loaded(task, config)
-        folder = run.create(
-            workdir, run.Described(task, config, name, _fingerprint(experiment, config)), overwrite=overwrite
-        )
+        described = run.Described(task, config, _fingerprint(experiment, config))
+        folder = run.create(workdir, name, described, overwrite=overwrite)
         return _go(folder, task, config, experiment, stop)
 
 
@@ -106,7 +105,7 @@ def resume(folder: str | Path) -> Run:
       ValueError: it is finished, another process is writing to it, or its config or data cannot be used.
     """
     folder = Path(folder)
-    task, config, _, data = run.describe(folder)
+    task, config, data = run.describe(folder)
     if run.is_finished(folder):
         raise ValueError(f"run {folder}: it is finished; `flax-srnn runs` shows its scores.")
     stop = loop.Stop()
@@ -131,15 +130,15 @@ def _fingerprint(experiment: tasks.Experiment, config: Training) -> int:
 
 def _go(folder: Path, task: str, config: Training, experiment: tasks.Experiment, stop: loop.Stop) -> Run:
     shown = metrics.console(stderr=True)
+    init = functools.partial(tasks.get(task).init, config, experiment.constants)
     with run.locked(folder):
-        init = functools.partial(tasks.get(task).init, config, experiment.constants)
-        metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
-        if jax.device_count() > 1:
-            shares = mesh.make(config).shape
-            shown.print(
-                f"of {jax.device_count()} devices {shares['data']} share the batch, {shares['model']} the units"
-            )
         try:
+            metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
+            if jax.device_count() > 1:
+                shares = mesh.make(config).shape
+                shown.print(
+                    f"of {jax.device_count()} devices {shares['data']} share the batch, {shares['model']} the units"
+                )
             params, progress = loop.fit(init, experiment, config, folder, stop)
             if progress.step < config.steps:
                 shown.print(
@@ -153,8 +152,9 @@ def _go(folder: Path, task: str, config: Training, experiment: tasks.Experiment,
             if math.isfinite(progress.best_score):
                 trained |= {"best_validation": progress.best_score, "best_step": progress.best_step}
             scores = report.scores | {"training": trained}
-            plots.draw_curves(folder, folder / "curves.png")
-            for name, draw in report.pictures.items():
+            curves = functools.partial(plots.draw_curves, folder)
+            pictures: Mapping[str, Callable[[Path], None]] = {"curves.png": curves, **report.pictures}
+            for name, draw in pictures.items():
                 with atomic.writing_file(folder / name) as unfinished:
                     draw(unfinished)
             run.finish(folder, params, experiment.constants, scores)
@@ -173,7 +173,7 @@ def load(folder: str | Path) -> Run:
       ValueError: a file of it is damaged.
     """
     folder = Path(folder)
-    task, config, _, _ = run.describe(folder)
+    task, config, _ = run.describe(folder)
     found, constants = run.arrays(folder)
     like = jax.eval_shape(functools.partial(tasks.get(task).init, config, constants), jax.random.key(0))
     return Run(folder, task, config, run.fitted(folder, found, like), constants, run.scores(folder))

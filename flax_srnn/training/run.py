@@ -42,11 +42,10 @@ _CONFIG, _PARAMS, _SCORES = "config.json", "params.npz", "scores.json"
 
 
 class Described(NamedTuple):
-    """What a run was told: the name of its task, its config, the name that its folder began with, and what tells its data."""
+    """What a run was told: the name of its task and its config; and a checksum of its data."""
 
     task: str
     config: Training
-    name: str
     data: int
 
 
@@ -70,7 +69,7 @@ def check_target(workdir: Path | None, *, overwrite: bool) -> None:
         pass  # it can be made
 
 
-def create(workdir: Path | None, described: Described, *, overwrite: bool) -> Path:
+def create(workdir: Path | None, name: str, described: Described, *, overwrite: bool) -> Path:
     """Makes the folder of a run: `workdir`, or the first free one of runs/NAME-1, runs/NAME-2, …; returns it.
 
     Raises:
@@ -81,15 +80,10 @@ def create(workdir: Path | None, described: Described, *, overwrite: bool) -> Pa
     if overwrite and workdir is not None and workdir.exists():
         with locked(workdir):
             shutil.rmtree(workdir)
-    numbered = (RUNS / f"{described.name}-{number}" for number in itertools.count(1))
+    numbered = (RUNS / f"{name}-{number}" for number in itertools.count(1))
     with atomic.unfinished_folder(parent) as folder:
         versions = {package: importlib.metadata.version(package) for package in ("flax-srnn", "flax", "jax")}
-        about = {
-            "task": described.task,
-            "name": described.name,
-            "config": dataclasses.asdict(described.config),
-            "data": described.data,
-        }
+        about = {"task": described.task, "config": dataclasses.asdict(described.config), "data": described.data}
         _write_json(folder / _CONFIG, {**about, "versions": versions})
         return atomic.move_folder(folder, numbered if workdir is None else [workdir])
 
@@ -106,9 +100,8 @@ def describe(folder: Path) -> Described:
             raise FileNotFoundError(f"run {folder}: {path} does not exist; `flax-srnn train` writes such a folder.")
     try:
         about = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        name, values, data = about["name"], about["config"], about["data"]
-        task = tasks.get(about["task"])
-        return Described(about["task"], configs.from_mapping(task.config, values), str(name), int(data))
+        config = configs.from_mapping(tasks.get(about["task"]).config, about["config"])
+        return Described(about["task"], config, int(about["data"]))
     except (ValueError, TypeError, KeyError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"run {folder}: {_CONFIG} cannot be used: {what}") from error

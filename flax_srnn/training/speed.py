@@ -46,7 +46,6 @@ def microseconds(config: characters.Characters, rounds: int) -> dict[str, float]
         "flax_srnn.SimpleRNN, with resets": (characters.Model(config, begin), True),
     }
     first = experiment.batch(0, range(config.batch_size))
-    first = experiment.batch(0, range(config.batch_size))
     steps = {name: _step(config, *model, first) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds):

@@ -131,10 +131,17 @@ def _load(config: Forecast) -> Experiment:
     )
     scale, deviation = (np.where(x > 0, x, np.float32(1)) for x in (scale, deviation))
     constants = {"mean": mean, "scale": scale, "coefficients": final}
-    base, targets = (np.nan_to_num(x) for x in (_base(config, levels, learning), _later(config, values)))
+    base, targets = (
+        np.nan_to_num(x) for x in (_base(config, levels, learning), baselines.later(values, config.horizon))
+    )
     aims = np.arange(len(values))[:, None] + np.arange(1, config.horizon + 1)  # (T, H): the step that is forecast
     warm_up = max(config.warm_up, learning.shape[1])
     window = min(config.window, split.learned - 1)
+    if window <= warm_up:
+        raise ValueError(
+            f"series {given.source}: nothing is left to learn from: sequences have {window} steps (window, and {split.learned} "
+            f"steps to learn from), the first {warm_up} of which only warm up (warm_up, order)."
+        )
     model = _Forecaster(config)
 
     def batch(step: int, rows: range) -> dict[str, np.ndarray]:
@@ -227,7 +234,7 @@ def _free(config: Forecast, constants: Mapping[str, np.ndarray], params: Any, va
         history = np.column_stack([history[:, 1:], _forward(config.transform, made[-1])])
         inputs = history[:, -1] if config.inputs == "levels" else history[:, -1] - history[:, -2]
         added, state = _added(config, params, mean, scale, inputs[:, None], state)
-    return np.stack(made, -1)
+    return np.stack(made, -1) if made else np.zeros((len(mean), 0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -274,6 +281,11 @@ def _split(config: Forecast, given: Series) -> _Split:
             f"series {given.source}: too few rows, {total}: {learned} are left to learn from, at least {least} are needed, "
             f"and {total - fitted} to be scored, at least {config.horizon} (warm_up, horizon, test_share, validation_share)."
         )
+    if config.order is not None and config.order > (highest := (learned - config.horizon) // 2):
+        raise ValueError(
+            f"`order` must be at most {highest}, half of the steps that are learned from, or least squares fit anything, "
+            f"got {config.order}."
+        )
     tests = []
     for first, last in config.tests:
         inside = (given.times >= _entry(first, given, "tests")) & (given.times <= _entry(last, given, "tests"))
@@ -297,10 +309,6 @@ def _blocks(config: Forecast, split: _Split) -> np.ndarray:
     borders = np.linspace(config.warm_up + 1, split.fitted, config.folds + 1).round().astype(int)
     steps = np.arange(len(split.tests[0][1]))
     return (borders[:-1, None] <= steps) & (steps < borders[1:, None])
-
-
-def _later(config: Forecast, values: np.ndarray) -> np.ndarray:
-    return baselines.later(values, config.horizon)
 
 
 def _base(config: Forecast, levels: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -345,7 +353,7 @@ def _shown(config: Forecast, levels: np.ndarray) -> np.ndarray:
 
 def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series, split: _Split, params: Any) -> Report:
     values, horizon = given.values, config.horizon
-    targets = _later(config, values)
+    targets = baselines.later(values, config.horizon)
     ahead = _ahead(config, constants, params, values)
     periods = split.tests
     known = np.arange(len(values)) < split.fitted
