@@ -6,6 +6,7 @@ Bad input ends in one line on stderr and exit code 2. What a command needs is im
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import re
 import sys
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from flax_srnn import benchmark
+from flax_srnn import benchmark, worker
 from flax_srnn.exits import Failed, Interrupted
 from flax_srnn.identifiers import did_you_mean
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _EXTRAS = dict.fromkeys(("matplotlib", "grain", "orbax", "tyro", "tensorboardX", "sklearn"), "train") | {
     "h5py": "interop"
 }
@@ -26,12 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code: 0, or 1 if a run or measurement failed, 2 after bad input, 130 and 143 after a signal."""
     try:
         parsed, unknown = _parser().parse_known_args(argv)
-        if parsed.run is _train:
-            _train(parsed, unknown)  # which has an option for every field of a config
-        elif unknown:
+        if parsed.run is _train:  # which has an option for every field of a config
+            return _train(parsed, unknown, sys.argv[1:] if argv is None else argv)
+        if unknown:
             raise ValueError(_not_understood(unknown, parsed.parser))
-        else:
-            parsed.run(parsed)
+        parsed.run(parsed)
     except Interrupted as interrupted:
         print(f"flax-srnn: {interrupted}", file=sys.stderr)
         return 128 + interrupted.signum
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"flax-srnn: error: {_in_one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OSError) and error.errno in _NO_ROOM else 2
     return 0
 
 
@@ -78,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
     train.add_argument("--validate", action="store_true", help="only check the config and the data")
     train.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped")
+    several = train.add_argument_group("one of several processes, each of which is started with this command")
+    several.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0; auto: JAX finds out (Slurm, Kubernetes, TPU pods, ...)",
+    )
+    several.add_argument("--processes", metavar="N", type=int, help="their number")
+    several.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0")
+    several.add_argument(
+        "--heartbeat-timeout", metavar="SECONDS", type=int, help="silence after which one is lost (default: 20)"
+    )
     train.add_argument(
         "-h", "--help", action="store_true", help="show this, or with NAME every option of the config with its default"
     )
@@ -131,17 +143,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(parsed: argparse.Namespace, options: list[str]) -> None:
+def _train(parsed: argparse.Namespace, options: list[str], argv: Sequence[str]) -> int:
     from flax_srnn.training import command
 
     if parsed.help:
         command.show_help(parsed.name, parsed.parser)
-    elif parsed.resume is not None:
-        if parsed.name or options or parsed.workdir or parsed.overwrite or parsed.validate:
-            raise ValueError("--resume takes everything from the run: give nothing else with it.")
-        command.resume(parsed.resume)
-    else:
-        command.train(parsed.name, options, parsed.workdir, overwrite=parsed.overwrite, only_validate=parsed.validate)
+        return 0
+    if parsed.resume is not None and (parsed.name or options or parsed.workdir or parsed.overwrite or parsed.validate):
+        raise ValueError("--resume takes everything from the run: give nothing else with it but where processes meet.")
+    cluster = command.cluster(parsed.coordinator, parsed.processes, parsed.process_id, parsed.heartbeat_timeout)
+    if cluster is not None and not worker.is_worker():
+        return worker.watch(argv)
+    with command.connected(cluster):
+        if parsed.resume is not None:
+            command.resume(parsed.resume)
+        else:
+            command.train(
+                parsed.name, options, parsed.workdir, overwrite=parsed.overwrite, only_validate=parsed.validate
+            )
+    return 0
 
 
 def _runs(parsed: argparse.Namespace) -> None:
@@ -187,4 +207,4 @@ def _in_one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(worker.serve(main))

@@ -276,8 +276,8 @@ def test_a_run_whose_picture_fails_can_go_on(here, capsys, monkeypatch):
 
     with monkeypatch.context() as broken:
         broken.setattr(plots, "draw_forecasts", fail)
-        assert main([*TINY, "--workdir", "new/run"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+        assert main([*TINY, "--workdir", "new/run"]) == 1
+    assert "No space left on device; go on with: flax-srnn train --resume new/run" in capsys.readouterr().err
     assert not Path("new/run/scores.json").exists()
     assert main(["train", "--resume", "new/run"]) == 0
     assert Path("new/run/scores.json").read_bytes() == Path("trained/scores.json").read_bytes()

@@ -27,7 +27,7 @@ FILES = {
 # lower one, and a file of a room its own room's files, without circles.
 FLOORS = [
     {"validation", "atomic", "exits"},
-    {"identifiers", "dtypes"},
+    {"identifiers", "dtypes", "worker"},
     {"activations", "initializers", "regularizers", "constraints"},
     {"core"},
     {"chunked", "truncated"},

@@ -17,7 +17,7 @@ import pytest
 
 from flax_srnn.exits import Interrupted
 from flax_srnn.training import config as configs
-from flax_srnn.training import data, loop, metrics, optimizers, program, tasks
+from flax_srnn.training import data, loop, mesh, metrics, optimizers, program, tasks
 from flax_srnn.training.config import Training
 from flax_srnn.training.tasks import Experiment, Report, Table
 from flax_srnn.training.tasks.forecast import Forecast
@@ -189,10 +189,8 @@ def test_a_line_of_metrics_is_the_mean_of_its_steps(tmp_path):
     np.testing.assert_allclose([line["loss"] for line in lines(tmp_path)], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stopped", cases.thinned([4, 1, 6], 1))
-def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, stopped, monkeypatch):
-    experiment, config = line_through(noise=0.1), Training(batch_size=8, steps=7, log_every=3, clip=1.0)
-    whole = fit(experiment, config, tmp_path / "whole")
+def fit_until(stopped, experiment, config, folder, monkeypatch):
+    """SIGTERM comes right after the checkpoint of the step `stopped`."""
     stop, save = loop.Stop(), loop.Checkpoints.save
 
     def interrupted(self, step, *rest):
@@ -200,12 +198,18 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, stopped, monkeypatch):
         if step == stopped:
             stop._handle(signal.SIGTERM, None)
 
-    monkeypatch.setattr(loop.Checkpoints, "save", interrupted)
     every = dataclasses.replace(config, checkpoint_seconds=0.0)
     init = lambda key: {"w": jax.random.normal(key)}  # noqa: E731  # as in `fit`
-    with pytest.raises(Interrupted, match="SIGTERM"):
-        loop.fit(init, experiment, every, tmp_path / "parts", stop)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="SIGTERM"):
+        patched.setattr(loop.Checkpoints, "save", interrupted)
+        loop.fit(init, experiment, every, folder, stop)
+
+
+@pytest.mark.parametrize("stopped", cases.thinned([4, 1, 6], 1))
+def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, stopped, monkeypatch):
+    experiment, config = line_through(noise=0.1), Training(batch_size=8, steps=7, log_every=3, clip=1.0)
+    whole = fit(experiment, config, tmp_path / "whole")
+    fit_until(stopped, experiment, config, tmp_path / "parts", monkeypatch)
     params = fit(experiment, config, tmp_path / "parts")
     np.testing.assert_array_equal(params["w"], whole["w"])
     assert (tmp_path / "parts" / metrics.METRICS).read_bytes() == (tmp_path / "whole" / metrics.METRICS).read_bytes()
@@ -222,17 +226,17 @@ def test_every_step_has_a_key_of_its_own(tmp_path):
     state = loop._start(
         lambda key: {"w": jax.random.normal(key)}, experiment.carry, optimizers.build(config, None, None), 0, False
     )
-    drawn = np.asarray(checkpoints.restore(8, state)[0].carry)
+    drawn = np.asarray(checkpoints.restore(8, state).carry)
     assert len(set(drawn.tolist())) == 8
 
 
-def test_lines_behind_the_checkpoint_are_written_anew(tmp_path):
-    experiment, config = line_through(), Training(batch_size=8, steps=4, log_every=1)
-    fit(experiment, config, tmp_path)
+def test_lines_behind_the_checkpoint_are_written_anew(tmp_path, monkeypatch):
+    experiment, config = line_through(), Training(batch_size=8, steps=6, log_every=1)
+    fit_until(4, experiment, config, tmp_path, monkeypatch)
     whole = (tmp_path / metrics.METRICS).read_text()
     with (tmp_path / metrics.METRICS).open("a") as file:
         file.write('{"step": 5, "lo')
-    fit(experiment, dataclasses.replace(config, steps=6), tmp_path)
+    fit(experiment, config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert (tmp_path / metrics.METRICS).read_text().startswith(whole)
 
@@ -274,7 +278,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert "4" in {path.name for path in (tmp_path / loop.CHECKPOINTS).iterdir()}
 
 
-def test_parameters_and_rows_lie_on_all_devices(tmp_path):
+def test_parameters_and_rows_lie_on_all_devices(tmp_path, monkeypatch):
     """The same numbers as on one device, whatever shares what."""
     assert jax.device_count() == 8, "tests/conftest.py asks for eight devices before JAX starts"
 
@@ -284,10 +288,11 @@ def test_parameters_and_rows_lie_on_all_devices(tmp_path):
     def init(key):
         return {"w": jax.random.normal(key, (1, 8))}
 
-    fitted = {}
+    whole, fitted, placed = mesh.whole, {}, []
+    monkeypatch.setattr(mesh, "whole", lambda mesh, arrays: placed.append(arrays["w"]) or whole(mesh, arrays))
     for shards in (1, 2, 8):
         config = Training(batch_size=8, steps=3, model_shards=shards)
         fitted[shards] = fit(line_through(loss=loss), config, tmp_path / str(shards), init)["w"]
-        assert len(fitted[shards].sharding.device_set) == 8
-        assert fitted[shards].addressable_shards[0].data.shape == (1, 8 // shards)
+        assert len(placed[-1].sharding.device_set) == 8
+        assert placed[-1].addressable_shards[0].data.shape == (1, 8 // shards)
         np.testing.assert_allclose(fitted[shards], fitted[1], rtol=1e-6)

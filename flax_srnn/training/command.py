@@ -8,6 +8,8 @@ import csv
 import dataclasses
 import io
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import tyro
@@ -15,12 +17,56 @@ import tyro
 from flax_srnn import atomic
 from flax_srnn.identifiers import did_you_mean
 from flax_srnn.training import config as configs
-from flax_srnn.training import metrics, program, tasks
+from flax_srnn.training import metrics, processes, program, tasks
 from flax_srnn.training.config import Training
 
-__all__ = ["predict", "resume", "runs", "sample", "show_help", "train"]
+__all__ = ["cluster", "connected", "predict", "resume", "runs", "sample", "show_help", "train"]
 
 _ROWS_SHOWN = 30
+_HEARTBEAT_SECONDS = 20
+_OPTIONS = (
+    "--workdir", "--overwrite", "--validate", "--resume", "--coordinator", "--processes", "--process-id", "--heartbeat-timeout",
+)  # fmt: skip
+
+
+def cluster(
+    coordinator: str | None, count: int | None, process_id: int | None, heartbeat: int | None
+) -> processes.Cluster | None:
+    """Where processes meet, by the options of `flax-srnn train`; None: this is the only one."""
+    if coordinator is None:
+        if (count, process_id, heartbeat) != (None, None, None):
+            raise ValueError("--processes, --process-id and --heartbeat-timeout need --coordinator HOST:PORT, or auto.")
+        return None
+    heartbeat = _HEARTBEAT_SECONDS if heartbeat is None else heartbeat
+    if not 1 <= heartbeat <= 3600:
+        raise ValueError(f"--heartbeat-timeout must be at least 1 and at most 3600 seconds, got {heartbeat}.")
+    if coordinator == "auto":
+        if (count, process_id) != (None, None):
+            raise ValueError(
+                "--coordinator auto finds the number of processes out: give no --processes or --process-id."
+            )
+        return processes.Cluster(None, None, None, heartbeat)
+    found = re.fullmatch(r"(?:\[[^\s\]]+\]|[^\s:]+):(\d+)", coordinator)
+    if not found or not 0 < int(found[1]) < 2**16:
+        raise ValueError(f"--coordinator must be HOST:PORT of process 0, or auto, got {coordinator!r}.")
+    if count is None or process_id is None:
+        raise ValueError(f"--coordinator {coordinator} needs --processes N and --process-id I.")
+    if count < 1 or not 0 <= process_id < count:
+        raise ValueError(f"--process-id must be at least 0 and less than --processes, got {process_id} of {count}.")
+    return processes.Cluster(coordinator, count, process_id, heartbeat)
+
+
+@contextlib.contextmanager
+def connected(cluster: processes.Cluster | None) -> Iterator[None]:
+    """What is done together with the other processes of a cluster."""
+    if cluster is not None:
+        processes.connect(cluster)
+    try:
+        yield
+    except processes.Lost:
+        if cluster is not None:  # JAX ends this process as soon as it knows which one is lost, and its watcher says so
+            time.sleep(cluster.heartbeat + 10)
+        raise
 
 
 def train(name: str | None, options: list[str], workdir: Path | None, *, overwrite: bool, only_validate: bool) -> None:
@@ -103,7 +149,7 @@ def _with_options(config: Training, options: list[str], prog: str) -> Training:
     if unknown:
         first = next((each for each in unknown if each.startswith("-")), unknown[0])
         flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(config)]
-        flags += ["--workdir", "--overwrite", "--validate", "--resume"]
+        flags += _OPTIONS
         wrong = first.partition("=")[0].replace("_", "-")
         hint = did_you_mean(wrong, flags) or _by_initials(wrong, flags)
         raise ValueError(f"unknown argument {first!r}.{hint} (see `{prog} --help`)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 import runpy
 import types
@@ -20,11 +21,13 @@ import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
 
-__all__ = ["Training", "Within", "bundled", "from_mapping", "load_file", "replaced"]
+__all__ = ["WITHOUT_EFFECT", "Training", "Within", "bundled", "from_mapping", "load_file", "replaced", "unlike"]
 
 _PACKAGE = Path(__file__).parent.parent
 # A wheel carries the folder configs/ inside the package, a checkout has it beside the package.
 _CONFIG_FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+WITHOUT_EFFECT = ("checkpoint_seconds", "keep_checkpoints", "model_shards")
+"""Fields that no number depends on, but for its rounding: a run may go on with other values."""
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
 
@@ -140,6 +143,14 @@ def from_mapping(config_class: type[Training], values: Any) -> Training:
     if not isinstance(values, Mapping):
         raise TypeError(f"a config must be a mapping of names to values, got {values!r}.")
     return config_class(**_known(config_class, {name: _tuples(value) for name, value in values.items()}))
+
+
+def unlike(config: Training, other: Mapping[str, Any]) -> str:
+    """In words, the first field whose value is not that of `other`; "" if there is none, but for those of no effect."""
+    for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items():
+        if name not in WITHOUT_EFFECT and (name not in other or other[name] != value):
+            return f"`{name}` is {value!r}, and was {other.get(name)!r}"
+    return ""
 
 
 def _tuples(value: Any) -> Any:

@@ -25,11 +25,11 @@ from jax.sharding import Mesh
 
 from flax_srnn.exits import Failed, Interrupted
 from flax_srnn.training import mesh as meshes
-from flax_srnn.training import optimizers
+from flax_srnn.training import optimizers, processes
 from flax_srnn.training.checkpoint import Checkpoints
-from flax_srnn.training.config import Training
+from flax_srnn.training.config import Training, unlike
 from flax_srnn.training.data import batches
-from flax_srnn.training.metrics import Log, Show
+from flax_srnn.training.metrics import Log, warn
 from flax_srnn.training.tasks import Experiment
 
 __all__ = ["CHECKPOINTS", "Progress", "RunFailed", "Stop", "fit"]
@@ -70,8 +70,9 @@ class Stop:
         self.check()
 
     @property
-    def came(self) -> bool:
-        return self._came is not None
+    def came(self) -> int:
+        """The number of the signal, or 0."""
+        return self._came or 0
 
     def check(self) -> None:
         if self._came is not None:
@@ -123,63 +124,75 @@ def fit(
 ) -> tuple[Any, Progress]:
     """Trains, from the newest checkpoint in the folder of the run on; the parameters to be used, and how far it came.
 
+    Of several processes each calls this, and has its own rows of every batch; the first writes and scores.
+
     Raises:
       Interrupted: after a checkpoint.
       RunFailed: the loss is not finite.
+      Failed: no checkpoint is whole.
+      ValueError: the checkpoints are of another config.
     """
     mesh, optimizer = meshes.make(config), optimizers.build(config, experiment.constraints, experiment.members)
-    score = experiment.score
-    stops_early = config.patience > 0 and score is not None
+    stops_early = config.patience > 0 and experiment.score is not None
     start = functools.partial(_start, init, experiment.carry, optimizer, config.seed, stops_early)
     shapes = jax.eval_shape(start)
     places = _places(mesh, shapes)
     checkpoints, progress = Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints), Progress()
-    newest = checkpoints.newest
+
+    newest = checkpoints.newest(warn)
     if newest is None:
         state = jax.jit(start, out_shardings=places)()
-        if stops_early and score is not None:
-            progress.improved(float(score(state.params)))
+        if stops_early and experiment.score:
+            progress.improved(_scored(mesh, experiment.score, state.params))
     else:
+        rest = checkpoints.rest(newest)
+        if differing := unlike(config, rest["config"]):
+            raise ValueError(
+                f"run {folder}: its config was changed since the checkpoint of step {newest}: {differing}."
+            )
         like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-        state, rest = checkpoints.restore(newest, like)
-        progress = Progress(**rest)
+        state, progress = checkpoints.restore(newest, like), Progress(**rest["progress"])
     step = jax.jit(functools.partial(_step, experiment.loss, optimizer), donate_argnums=0, out_shardings=places)
-    log, show = Log(folder, progress.metrics_size, progress.step), Show(config.steps, progress.step)
-    saved = time.monotonic()
+    log = Log(folder, progress.metrics_size, progress.step, config.steps) if processes.is_first() else None
+    agree, saved = processes.Agreement(mesh), time.monotonic()
 
     def ended() -> bool:
         return progress.step >= config.steps or (stops_early and progress.scores_without_better >= config.patience)
 
     try:
         with stop.deferred():
-            rows = meshes.rows_here(config.batch_size)
+            rows = meshes.rows_here(mesh, config.batch_size)
             for batch in () if ended() else batches(experiment.batch, config.steps, rows, progress.step):
                 progress.step += 1
-                state = step(state, meshes.global_batch(mesh, batch), np.int32(progress.step))
+                state = step(state, meshes.global_batch(mesh, config.batch_size, batch), np.int32(progress.step))
                 values = {}
                 if progress.step % config.log_every == 0 or progress.step == config.steps:
                     _raise_unless_finite(state, folder, checkpoints)
                     values["loss"] = float(state.loss) / (progress.step % config.log_every or config.log_every)
                     state = state._replace(loss=jnp.zeros_like(state.loss))
-                if score and config.evaluate_every and progress.step % config.evaluate_every == 0:
-                    values["validation"] = float(score(state.params))
+                if experiment.score and config.evaluate_every and progress.step % config.evaluate_every == 0:
+                    values["validation"] = _scored(mesh, experiment.score, state.params)
                     if progress.improved(values["validation"]) and stops_early:
                         state = state._replace(best=jax.tree.map(jnp.copy, state.params))
-                if values:
+                if values and log:
                     log.write(progress.step, values)
-                    show.update(progress.step, values)
-                if stop.came or ended() or time.monotonic() - saved >= config.checkpoint_seconds:
+                due = time.monotonic() - saved >= config.checkpoint_seconds
+                wanted = agree(stop.came or int(due))  # every signal's number is above 1
+                if wanted or ended():
                     _raise_unless_finite(state, folder, checkpoints)
-                    progress.metrics_size = log.flush()
-                    checkpoints.save(progress.step, state, dataclasses.asdict(progress))
+                    progress.metrics_size = log.flush() if log else 0
+                    made_with = {"config": dataclasses.asdict(config), "progress": dataclasses.asdict(progress)}
+                    checkpoints.save(progress.step, state, made_with)
                     saved = time.monotonic()
-                if stop.came or ended():
+                if wanted > 1:
+                    raise Interrupted(wanted)
+                if ended():
                     break
     finally:
-        show.close()
-        log.close()
+        if log:
+            log.close()
         checkpoints.close()
-    return (state.best if stops_early else state.params), progress
+    return meshes.whole(mesh, state.best if stops_early else state.params), progress
 
 
 def _start(
@@ -217,6 +230,11 @@ def _step(
     )
 
 
+def _scored(mesh: Mesh, score: Callable[[Any], float], params: Any) -> float:
+    copies = meshes.whole(mesh, params)
+    return float(processes.by_first(lambda: score(copies)))
+
+
 def _places(mesh: Mesh, state: State) -> State:
     """Where the arrays of a run lie."""
     params, moments, best = meshes.of_params(mesh, (state.params, state.optimizer, state.best))
@@ -228,8 +246,8 @@ def _raise_unless_finite(state: State, folder: Path, checkpoints: Checkpoints) -
     """A checkpoint holds finite numbers only."""
     if int(state.failed) or not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)):
         what = f"the loss of step {int(state.failed)} is" if int(state.failed) else "parameters are"
-        newest = checkpoints.newest
-        kept = "there is no checkpoint yet" if newest is None else f"the checkpoint of step {newest} is kept"
+        steps = checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
         raise RunFailed(
             f"run {folder}: {what} not finite; {kept}. Try a smaller --learning-rate, --clip 1, or --dtype float32."
         )

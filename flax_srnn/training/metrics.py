@@ -21,7 +21,7 @@ from tensorboardX import SummaryWriter
 
 from flax_srnn.training.tasks import Table
 
-__all__ = ["METRICS", "Log", "Show", "console", "print_table", "read", "summary"]
+__all__ = ["METRICS", "Log", "Show", "console", "print_table", "read", "summary", "warn"]
 
 METRICS = "metrics.jsonl"
 _EVENTS = "events"
@@ -29,18 +29,23 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Log:
-    """metrics.jsonl and TensorBoard's events of a run; what lies behind `size` bytes was written after the checkpoint."""
+    """metrics.jsonl, TensorBoard's events and what is shown of a run that goes on after `done` of its `steps`.
 
-    def __init__(self, folder: Path, size: int, step: int) -> None:
+    What lies behind `size` bytes was written after the checkpoint.
+    """
+
+    def __init__(self, folder: Path, size: int, done: int, steps: int) -> None:
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._file.truncate(size)
-        self._events = SummaryWriter(str(folder / _EVENTS), purge_step=step + 1)
+        self._events = SummaryWriter(str(folder / _EVENTS), purge_step=done + 1)
+        self._show = Show(steps, done)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()  # who watches sees it
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        self._show.update(step, values)
 
     def flush(self) -> int:
         """To the disk; the size of the file so far."""
@@ -49,6 +54,7 @@ class Log:
         return self._file.tell()
 
     def close(self) -> None:
+        self._show.close()
         self._file.close()
         self._events.close()
 
@@ -90,6 +96,10 @@ def console(*, stderr: bool = False) -> Console:
     """Where tables and bars go: a stream, in a notebook too, which is no terminal whatever its environment says."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, highlight=False, force_jupyter=False, force_terminal=terminal)
+
+
+def warn(text: str) -> None:
+    print(f"flax-srnn: warning: {text}", file=sys.stderr)
 
 
 def read(folder: str | Path) -> list[dict[str, float]]:

@@ -5,8 +5,10 @@ config  ->  task.load  ->  loop.fit (run/checkpoints)  ->  report (run/scores.js
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,10 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_srnn import atomic
-from flax_srnn.exits import Interrupted
+from flax_srnn import atomic, worker
+from flax_srnn.exits import Failed, Interrupted
 from flax_srnn.training import config as configs
-from flax_srnn.training import loop, mesh, metrics, plots, run, tasks
+from flax_srnn.training import loop, mesh, metrics, plots, processes, run, tasks
 from flax_srnn.training.config import Training
 from flax_srnn.training.tasks import Table
 
@@ -83,13 +85,13 @@ def train(what: str | Training, *, workdir: str | Path | None = None, overwrite:
 
 def start(task: str, config: Training, name: str, workdir: Path | None, *, overwrite: bool) -> Run:
     """Trains what `find` found, in `workdir` or the next free folder of that name."""
-    run.check_target(workdir, overwrite=overwrite)
+    processes.by_first(lambda: run.check_target(workdir, overwrite=overwrite))
     stop = loop.Stop()
     with stop.handled():
-        experiment = _loaded(task, config)
-        described = run.Described(task, config, _fingerprint(experiment, config))
-        folder = run.create(workdir, name, described, overwrite=overwrite)
-        return _go(folder, task, config, experiment, stop)
+        experiment, data = _loaded(task, config)
+        described = run.Described(task, config, data)
+        folder = processes.by_first(lambda: str(run.create(workdir, name, described, overwrite=overwrite)))
+        return _go(Path(folder), described, experiment, stop)
 
 
 def validate(config: Training) -> None:
@@ -105,21 +107,31 @@ def resume(folder: str | Path) -> Run:
       ValueError: it is finished, another process is writing to it, or its config or data cannot be used.
     """
     folder = Path(folder)
-    task, config, data = run.describe(folder)
-    if run.is_finished(folder):
-        raise ValueError(f"run {folder}: it is finished; `flax-srnn runs` shows its scores.")
+    with processes.together():
+        described = run.describe(folder)
+        if run.is_finished(folder):
+            raise ValueError(f"run {folder}: it is finished; `flax-srnn runs` shows its scores.")
     stop = loop.Stop()
     with stop.handled():
-        experiment = _loaded(task, config)
-        if _fingerprint(experiment, config) != data:
+        experiment, data = _loaded(described.task, described.config)
+        if data != described.data:
             raise ValueError(f"run {folder}: its data are no longer those that it began with; train anew.")
-        return _go(folder, task, config, experiment, stop)
+        return _go(folder, described, experiment, stop)
 
 
-def _loaded(task: str, config: Training) -> tasks.Experiment:
-    """The experiment, if there are data and devices for it."""
-    mesh.make(config)
-    return tasks.get(task).load(config)
+def _loaded(task: str, config: Training) -> tuple[tasks.Experiment, int]:
+    """The experiment, if there are data and devices for it, and a checksum of the data; the same in all processes."""
+    with processes.together():
+        mesh.make(config)
+        experiment = tasks.get(task).load(config)
+        data = _fingerprint(experiment, config)
+    first_config, first_data = processes.by_first(lambda: (dataclasses.asdict(config), data))
+    with processes.together():
+        if differing := configs.unlike(config, json.loads(json.dumps(first_config))):
+            raise ValueError(f"all processes must be told the same: here {differing} in process 0.")
+        if data != first_data:
+            raise ValueError("all processes must have the same data: those here are not those of process 0.")
+    return experiment, data
 
 
 def _fingerprint(experiment: tasks.Experiment, config: Training) -> int:
@@ -128,41 +140,62 @@ def _fingerprint(experiment: tasks.Experiment, config: Training) -> int:
     return functools.reduce(lambda code, x: zlib.crc32(np.ascontiguousarray(x), code), arrays, 0)
 
 
-def _go(folder: Path, task: str, config: Training, experiment: tasks.Experiment, stop: loop.Stop) -> Run:
-    shown = metrics.console(stderr=True)
-    init = functools.partial(tasks.get(task).init, config, experiment.constants)
-    with run.locked(folder):
-        try:
-            metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
-            if jax.device_count() > 1:
-                shares = mesh.make(config).shape
-                shown.print(
-                    f"of {jax.device_count()} devices {shares['data']} share the batch, {shares['model']} the units"
-                )
+def _go(folder: Path, described: run.Described, experiment: tasks.Experiment, stop: loop.Stop) -> Run:
+    task, config, _ = described
+    worker.tell(folder=str(folder))
+    go_on = f"go on with: flax-srnn train --resume {folder}"
+    try:
+        with contextlib.ExitStack() as held:
+            processes.by_first(lambda: held.enter_context(run.locked(folder)))
+            init = functools.partial(tasks.get(task).init, config, experiment.constants)
+            if processes.is_first():
+                _introduce(config, init)
             params, progress = loop.fit(init, experiment, config, folder, stop)
-            if progress.step < config.steps:
-                shown.print(
-                    f"ended at step {progress.step}: {config.patience} scores in a row were no better than that of step "
-                    f"{progress.best_step}, whose parameters are used",
-                    soft_wrap=True,
-                )
             params = jax.tree.map(np.asarray, params)
-            report = experiment.report(params)
-            trained: dict[str, Any] = {"steps": progress.step}
-            if math.isfinite(progress.best_score):
-                trained |= {"best_validation": progress.best_score, "best_step": progress.best_step}
-            scores = report.scores | {"training": trained}
-            curves = functools.partial(plots.draw_curves, folder)
-            pictures: Mapping[str, Callable[[Path], None]] = {"curves.png": curves, **report.pictures}
-            for name, draw in pictures.items():
-                with atomic.writing_file(folder / name) as unfinished:
-                    draw(unfinished)
-            run.finish(folder, params, experiment.constants, scores)
-        except Interrupted as interrupted:
-            raise Interrupted(interrupted.signum, folder) from None
+            processes.by_first(lambda: _finish(folder, config, experiment, params, progress))
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signum, folder) from None
+    except OSError as error:
+        raise Failed(f"run {folder}: {error.filename or 'a file'}: {error.strerror or error}; {go_on}") from error
+    except (ValueError, RuntimeError) as error:
+        if processes.is_loss(error):
+            raise processes.Lost(f"run {folder}: another process was lost ({error}); {go_on}") from error
+        raise
+    return Run(folder, task, config, params, experiment.constants, run.scores(folder))
+
+
+def _introduce(config: Training, init: Callable[[jax.Array], Any]) -> None:
+    shown = metrics.console(stderr=True)
+    metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
+    if jax.device_count() > 1:
+        shares, where = mesh.make(config).shape, ""
+        if jax.process_count() > 1:
+            where = f" in {jax.process_count()} processes"
+        shown.print(
+            f"of {jax.device_count()} devices{where} {shares['data']} share the batch, {shares['model']} the units"
+        )
+
+
+def _finish(folder: Path, config: Training, experiment: tasks.Experiment, params: Any, progress: loop.Progress) -> None:
+    """Reports, and saves what makes a run finished."""
+    if progress.step < config.steps:
+        metrics.console(stderr=True).print(
+            f"ended at step {progress.step}: {config.patience} scores in a row were no better than that of step "
+            f"{progress.best_step}, whose parameters are used",
+            soft_wrap=True,
+        )
+    report = experiment.report(params)
+    trained: dict[str, Any] = {"steps": progress.step}
+    if math.isfinite(progress.best_score):
+        trained |= {"best_validation": progress.best_score, "best_step": progress.best_step}
+    curves = functools.partial(plots.draw_curves, folder)
+    pictures: Mapping[str, Callable[[Path], None]] = {"curves.png": curves, **report.pictures}
+    for name, draw in pictures.items():
+        with atomic.writing_file(folder / name) as unfinished:
+            draw(unfinished)
+    run.finish(folder, params, experiment.constants, report.scores | {"training": trained})
     metrics.print_table(report.table, metrics.console())
     print(f"saved: {folder}")
-    return Run(folder, task, config, params, experiment.constants, scores)
 
 
 def load(folder: str | Path) -> Run:
