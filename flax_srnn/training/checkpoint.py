@@ -9,10 +9,14 @@ damaged-STEP-N      a checkpoint that was found damaged: it is left to the user
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +31,7 @@ from flax_srnn.training import processes
 
 __all__ = ["Checkpoints"]
 
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in the messages of TensorStore, which writes for Orbax
 _ARRAYS, _REST, _CHECKSUMS, _UNFINISHED = "arrays", "rest.json", "checksums", ".unfinished-"
 
 
@@ -34,7 +39,8 @@ class Checkpoints:
     """The newest `keep` checkpoints in a folder, which several processes share."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
+        # Orbax reports every file that it writes, and with pages what it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._folder, self._keep = folder.absolute(), keep
         processes.by_first(lambda: self._folder.mkdir(parents=True, exist_ok=True))
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -68,10 +74,21 @@ class Checkpoints:
         return processes.by_first(look)
 
     def save(self, step: int, arrays: Any, rest: dict[str, Any]) -> None:
-        """A checkpoint of all processes; older ones than the newest `keep` go."""
+        """A checkpoint of all processes; older ones than the newest `keep` go.
+
+        Raises:
+          OSError: it cannot be written; those that were there are kept.
+        """
         unfinished = self._folder / f"{_UNFINISHED}{step}"
         processes.by_first(self._clean)
-        self._orbax.save(unfinished / _ARRAYS, args=ocp.args.StandardSave(arrays))
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # where a disk is full its threads print pages
+                self._orbax.save(unfinished / _ARRAYS, args=ocp.args.StandardSave(arrays))
+        except ValueError as error:
+            if not (found := _OS_ERROR.search(str(error))):
+                raise
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what its other threads met is the same
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(unfinished)) from error
 
         def finish() -> None:
             (unfinished / _REST).write_text(json.dumps(rest), encoding="utf-8")

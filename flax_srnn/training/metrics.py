@@ -17,7 +17,9 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from flax_srnn.training.tasks import Table
 
@@ -37,26 +39,33 @@ class Log:
     def __init__(self, folder: Path, size: int, done: int, steps: int) -> None:
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._file.truncate(size)
-        self._events = SummaryWriter(str(folder / _EVENTS), purge_step=done + 1)
+        (folder / _EVENTS).mkdir(exist_ok=True)
+        # Not its SummaryWriter, whose thread has no one to tell that the disk is full.
+        self._events = EventsWriter(str(folder / _EVENTS / "events"), f".{done}")
+        start = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=done + 1, session_log=start))  # from here on anew
         self._show = Show(steps, done)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()  # who watches sees it
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self._show.update(step, values)
 
     def flush(self) -> int:
-        """To the disk; the size of the file so far."""
+        """To the disk; the size of metrics.jsonl so far."""
+        self._events.flush()
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         self._show.close()
-        self._file.close()
-        self._events.close()
+        try:
+            self._file.close()
+        finally:
+            self._events.close()
 
 
 class Show:

@@ -156,7 +156,8 @@ def _go(folder: Path, described: run.Described, experiment: tasks.Experiment, st
     except Interrupted as interrupted:
         raise Interrupted(interrupted.signum, folder) from None
     except OSError as error:
-        raise Failed(f"run {folder}: {error.filename or 'a file'}: {error.strerror or error}; {go_on}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise Failed(f"run {folder}: {where}{error.strerror or error}; {go_on}") from error
     except (ValueError, RuntimeError) as error:
         if processes.is_loss(error):
             raise processes.Lost(f"run {folder}: another process was lost ({error}); {go_on}") from error
