@@ -200,9 +200,10 @@ def fit_until(stopped, experiment, config, folder, monkeypatch):
 
     every = dataclasses.replace(config, checkpoint_seconds=0.0)
     init = lambda key: {"w": jax.random.normal(key)}  # noqa: E731  # as in `fit`
-    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="SIGTERM"):
+    with monkeypatch.context() as patched:
         patched.setattr(loop.Checkpoints, "save", interrupted)
-        loop.fit(init, experiment, every, folder, stop)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            loop.fit(init, experiment, every, folder, stop)
 
 
 @pytest.mark.parametrize("stopped", cases.thinned([4, 1, 6], 1))
