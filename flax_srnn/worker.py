@@ -29,10 +29,16 @@ __all__ = ["is_worker", "serve", "tell", "watch"]
 
 _WORKER = "FLAX_SRNN_WORKER"  # of a worker's environment: its stdout, stderr and end of the pipe
 _SHUTDOWN_SECONDS = 5.0
-# As the coordination service of JAX 0.7 to 0.12 says it.
-_SILENT = re.compile(r"[Tt]ask (?:/job:\S*/task:)?(\d+) heartbeat timeout")
-_UNHEALTHY = re.compile(r"stopped sending heartbeats\):\s*(?:/job:\S*/task:)?(\d+)")
-_COORDINATOR = re.compile("leader task|CoordinationService/Heartbeat")
+# What the coordination service of JAX 0.7 to 0.12 writes when it ends a process, and what it means.
+_MEANINGS = (
+    (r"[Tt]ask (?:/job:\S*/task:)?(\d+) heartbeat timeout", "process {} was lost: it has stopped answering"),
+    (r"stopped sending heartbeats\):\s*(?:/job:\S*/task:)?(\d+)", "process {} was lost: it has stopped answering"),
+    (r"leader task|CoordinationService/Heartbeat", "process 0, the coordinator, was lost"),
+    (
+        r"CoordinationService/RegisterTask",
+        "the processes did not meet: not all were started, or --coordinator is not reached",
+    ),
+)
 _pipe: socket.socket | None = None
 
 
@@ -61,16 +67,14 @@ def watch(argv: Sequence[str]) -> int:
         with _forwarding(worker) as sent:
             code = worker.wait()
         told = _told(ours)
-        code = int(told.get("code", code))
-        if code >= 0:
-            return code
+        if "code" in told:
+            return int(told["code"])
         folder = None if told.get("folder") is None else Path(told["folder"])
         if sent and -code in (*sent, signal.SIGKILL):
             raise Interrupted(sent[0], folder)
         said_by_jax.seek(0)
-        why = (
-            _lost(said_by_jax.read().decode(errors="replace")) or f"this process ended by {signal.Signals(-code).name}"
-        )
+        ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        why = _meaning(said_by_jax.read().decode(errors="replace")) or f"this process ended {ended}"
         go_on = "nothing was saved." if folder is None else f"go on with: flax-srnn train --resume {folder}"
         raise Failed(f"{why}; {go_on}")
 
@@ -97,11 +101,12 @@ def _told(pipe: socket.socket) -> dict[str, Any]:
         return {name: value for line in lines for name, value in json.loads(line).items()}
 
 
-def _lost(said: str) -> str | None:
-    """Which process was lost, by what JAX said."""
-    if found := _SILENT.search(said) or _UNHEALTHY.search(said):
-        return f"process {found[1]} was lost: it has stopped answering"
-    return "process 0, the coordinator, was lost" if _COORDINATOR.search(said) else None
+def _meaning(said: str) -> str | None:
+    """Why JAX ended a process, by what it said."""
+    for pattern, words in _MEANINGS:
+        if found := re.search(pattern, said):
+            return words.format(*found.groups())
+    return None
 
 
 def is_worker() -> bool:

@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 from mutations import MUTATIONS, Mutation
 
+_NOTHING_RAN = 5  # pytest's exit code
 ROOT = Path(__file__).parent.parent
 NEEDED = ("flax_srnn", "tests", "configs", "pyproject.toml", "README.md")
 UNMUTATED = "unmutated"
@@ -62,7 +63,11 @@ def first_failure(mutation: Mutation | None, nodes: Iterable[str], seconds: floa
         report = folder / "report.xml"
         options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
         options += ["-o", "junit_family=xunit1"]  # which has room for what tests record
-        done = _run([sys.executable, "-m", "pytest", *options, *nodes], folder, environment, seconds)
+        for marked in ("not slow", ""):
+            command = [sys.executable, "-m", "pytest", *options, "-m", marked, *nodes]
+            done = _run(command, folder, environment, seconds)
+            if done.returncode != _NOTHING_RAN:
+                break
         failed = _failed(report) if done.returncode == 1 else None
         if done.returncode != 0 and failed is None:
             raise InvalidError("\n".join((done.stdout + done.stderr).splitlines()[-8:]))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,6 +100,29 @@ def test_units_are_shared_inside_and_across_processes(here, monkeypatch, devices
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}")
     ended(started(2, words("adding", "two", ADDING | {"model_shards": shards})), 0, 0)
     same_numbers("two", "one")
+
+
+@pytest.mark.slow
+def test_each_process_reads_its_own_rows(here):
+    """And so does one called from Python, which has connected itself."""
+    program = """if True:
+        import sys, jax
+        from flax_srnn.training import mesh
+        from flax_srnn.training.config import Training
+        jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+        print("reads", mesh.rows_here(mesh.make(Training(batch_size=8)), 8))
+        jax.distributed.shutdown()
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", program, where]
+    both = [
+        subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    said = ended(both, 0, 0)
+    assert [out.splitlines()[-1] for out, _ in said] == ["reads range(0, 4)", "reads range(4, 8)"]
 
 
 # --- some are lost -----------------------------------------------------------------------------------------------------
@@ -217,7 +241,21 @@ def test_a_cluster_that_is_none(here):
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "--coordinator auto: " in done.stderr
+    assert "--coordinator auto: JAX finds no cluster here" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken(here):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "flax_srnn", "train", "adding", "--coordinator", where, "--processes", "2"]
+        done = subprocess.run([*command, "--process-id", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"--coordinator {where}: " in done.stderr
+    assert "must be free" in done.stderr
 
 
 def test_alone_nothing_has_to_be_said():
@@ -248,11 +286,12 @@ def test_every_row_is_read_where_it_is_used():
         ("tasks are unhealthy (stopped sending heartbeats):\n1\nThe tasks have crashed", "process 1 was lost"),
         ("Either the leader task was preempted/died/restarted", "process 0, the coordinator, was lost"),
         ("Deadline Exceeded\n\nRPC: /xla.coordination.CoordinationService/Heartbeat", "process 0, the coordinator"),
+        ("Deadline Exceeded\n\nRPC: /tensorflow.CoordinationService/RegisterTask", "the processes did not meet"),
     ],
 )
 def test_who_was_lost(said, who):
-    assert worker._lost(said).startswith(who)
-    assert worker._lost("Segmentation fault") is None
+    assert worker._meaning(said).startswith(who)
+    assert worker._meaning("Segmentation fault") is None
 
 
 @pytest.mark.slow

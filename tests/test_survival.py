@@ -180,6 +180,40 @@ def test_files_may_not_grow(whole, tmp_path, kibibytes):
     assert contents(tmp_path / "run") == contents(tmp_path / "alone")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kibibytes", [200, 360])
+def test_a_disk_that_is_full_or_not_written_to(tmp_path, kibibytes):
+    disk, options = tmp_path / "disk", [f"--{name}={value}" for name, value in (TINY | {"units": 40}).items()]
+    command = [sys.executable, "-m", "flax_srnn", "train"]
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True)
+
+    def resumed():
+        return subprocess.run([*command, "--resume", str(disk / "run")], capture_output=True, text=True)
+
+    disk.mkdir()
+    if mount("-o", f"size={kibibytes}k").returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        begin = [*command, "sunspots", "--workdir", str(disk / "run"), *options]
+        full = subprocess.run(begin, capture_output=True, text=True)
+        mount("-o", "remount,ro")
+        read_only = resumed()
+        mount("-o", "remount,rw,size=100m")
+        assert resumed().returncode == 0
+        subprocess.run(
+            [*begin[: -len(options) - 1], str(tmp_path / "alone"), *options], check=True, capture_output=True
+        )
+        assert contents(disk / "run") == contents(tmp_path / "alone")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    for done, why in ((full, "No space left on device"), (read_only, "Read-only file system")):
+        assert done.returncode == 1
+        assert [line for line in done.stderr.splitlines() if "rror" in line][:-1] == []
+        assert done.stderr.splitlines()[-1].endswith(f"{why}; go on with: flax-srnn train --resume {disk / 'run'}")
+
+
 def test_a_failure_of_orbax_that_is_the_disks_is_an_oserror(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, 1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 
 __all__ = ["batches", "shuffled"]
@@ -26,6 +25,8 @@ class _Steps:
 
 def batches(batch: Callable[[int, range], Any], steps: int, rows: range, first: int) -> Iterator[Any]:
     """The rows of the batches of the steps [first, steps), read ahead in a thread."""
+    import grain  # which warns of what it lacks with an older JAX, unless it is told not to before
+
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(_Steps(batch, steps, rows))[first:].to_iter_dataset(ahead))
 

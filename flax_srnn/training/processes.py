@@ -64,7 +64,11 @@ def connect(cluster: Cluster) -> None:
             cluster.coordinator, cluster.processes, cluster.process_id, heartbeat_timeout_seconds=cluster.heartbeat
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"--coordinator {cluster.coordinator or 'auto'}: {error}") from error
+        if cluster.coordinator is None:
+            what = "auto: JAX finds no cluster here; give HOST:PORT, --processes and --process-id"
+        else:
+            what = f"{cluster.coordinator}: no connection; process 0 listens at that port, which must be free there"
+        raise ValueError(f"--coordinator {what} ({error})") from error
     finally:
         for each, handler in before.items():  # JAX takes SIGTERM for itself
             signal.signal(each, handler)

@@ -1,7 +1,7 @@
 """A run on disk: a folder that has its config from the first moment, and its scores when it is finished.
 
 config.json      the task, its config and the versions that ran it
-checkpoints/     Orbax's, a folder for each step
+checkpoints/     a folder for each step, see checkpoint.py
 metrics.jsonl    loss and validation score by step; events/ the same for TensorBoard
 params.npz       the parameters that are used, and what the task needs besides them
 *.png            curves.png and the task's pictures

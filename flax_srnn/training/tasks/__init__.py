@@ -56,7 +56,7 @@ class Experiment(NamedTuple):
         batch of this step, from 0 on. A pure function: a run that goes on asks for the steps that are left, and of several
         processes each for rows of its own.
       loss: (params, carry, batch, key) -> (loss, carry). A scalar, or (M,) with `members`.
-      report: (params) -> `Report`, after the last step.
+      report: (params) -> `Report`, after the last step. As `score`, called in the first process only, with whole arrays.
       score: (params) -> the number on the validation part that early stopping wants to be small; None: there is none.
       carry: what goes from step to step besides parameters, e.g. the states (B, U) of streams that go on.
       members: M, where all parameters have a leading dimension M: so many models at the same time, each with an optimizer and
