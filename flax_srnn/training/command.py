@@ -79,7 +79,8 @@ def train(name: str | None, options: list[str], workdir: Path | None, *, overwri
     config = _with_options(config, options, f"flax-srnn train {name}")
     if only_validate:
         program.validate(config)
-        print(f"{name}: the config, of the task {task}, and its data can be used.")
+        if processes.is_first():
+            print(f"{name}: the config, of the task {task}, and its data can be used.")
     else:
         program.start(task, config, Path(name).stem, workdir, overwrite=overwrite)
 

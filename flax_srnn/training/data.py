@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+logging.getLogger("absl").setLevel(
+    logging.CRITICAL
+)  # Grain warns, where it is imported, of what it lacks on an older JAX
+import grain  # noqa: E402  # after that
 
 __all__ = ["batches", "shuffled"]
 
@@ -25,8 +31,6 @@ class _Steps:
 
 def batches(batch: Callable[[int, range], Any], steps: int, rows: range, first: int) -> Iterator[Any]:
     """The rows of the batches of the steps [first, steps), read ahead in a thread."""
-    import grain  # which warns of what it lacks with an older JAX, unless it is told not to before
-
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(_Steps(batch, steps, rows))[first:].to_iter_dataset(ahead))
 
