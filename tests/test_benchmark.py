@@ -262,6 +262,7 @@ def test_a_measurement_that_fails_leaves_nothing(problem, code, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_a_measurement_that_failed(tmp_path, capfd):
     failing = tmp_path / "python"
     failing.write_text('#!/bin/sh\ncase "$1" in -c) exit 0;; *) echo no GPU >&2; exit 3;; esac\n')

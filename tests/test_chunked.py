@@ -183,6 +183,7 @@ def test_no_rows_no_steps_and_fewer_steps_than_pieces(kind):
     assert_close(ours, theirs, 1e-13)
 
 
+@pytest.mark.slow
 def test_vmap_over_networks_that_need_different_numbers_of_sweeps():
     pairs = [network(gain, steps=64) for gain in (0.1, 0.9, 1.5)]
     params, inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)

@@ -257,6 +257,7 @@ class PReLU(nnx.Module):
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.slow
 def test_an_nnx_module_is_trained_with_its_layer(dtype):
     act = PReLU()
     layer = flax_srnn.nnx.SimpleRNN(3, 4, activation=act, dtype=dtype, rngs=nnx.Rngs(0))

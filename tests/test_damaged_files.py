@@ -163,6 +163,7 @@ def test_damaged_files(part, genuine, inside):
     assert not any("without" in outcome for outcome in outcomes)
 
 
+@pytest.mark.slow
 def test_a_damaged_model_that_loads_applies(genuine, inside):
     """What loads, works: a few of the configurations that survived damage are really computed."""
     rng, computed = random.Random(0), 0

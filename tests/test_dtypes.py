@@ -127,6 +127,7 @@ def test_precision_reaches_every_product(precision, activation):
 
 @pytest.mark.parametrize("dtype", cases.thinned(DTYPES, 1), ids=name)
 @pytest.mark.parametrize("implementation", cases.thinned(["scan", "autodiff"], 1))
+@pytest.mark.slow
 def test_strict_promotion(dtype, implementation):
     """Equal dtypes in, and nowhere do two different ones meet: forward, backward, recomputed, second order."""
     params, inputs, arrays, flags, options = EVERYTHING.problem()
@@ -211,6 +212,7 @@ def test_mixed_precision(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.slow
 def test_layers_under_strict_promotion(dtype):
     inputs = jnp.ones((2, 5, 3), dtype)
     mask = jnp.ones((2, 5), bool)

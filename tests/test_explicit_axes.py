@@ -144,6 +144,7 @@ def test_nnx_layers_under_set_mesh(name):
 
 @either
 @pytest.mark.parametrize("name", cases.thinned(["dropout", "Bidirectional"], 1))
+@pytest.mark.slow
 def test_layers_outside_of_jit(name, context):
     layer = LINEN[name]
     variables = layer.init(jax.random.key(0), X)

@@ -135,6 +135,7 @@ _TIMES += [(case, 6) for case in ("unrolled by 2", "no initial state", "mask, le
 @pytest.mark.parametrize(
     ("case", "time"), [pair if i % 2 else pytest.param(*pair, marks=pytest.mark.slow) for i, pair in enumerate(_TIMES)]
 )
+@pytest.mark.slow
 def test_options_with_symbolic_sizes(params, case, time):
     options, arrays = _CASES[case]
     arrays = {"inputs": ("tbf" if options.get("time_major") else "btf", _FLOATS)} | arrays
@@ -195,6 +196,7 @@ def _nnx_layers():
 
 
 @pytest.mark.parametrize("make", [_linen_layers, pytest.param(_nnx_layers, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_layers_with_symbolic_sizes(make):
     function = make()
     exported = export.export(jax.jit(function))(*_symbolic(f"b, t, {F}"))

@@ -210,6 +210,7 @@ def test_implementation_of_another_package(tmp_path, monkeypatch):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_implementation_in_half_precision(python_loop):
     """Inputs and states are of bfloat16, what goes from step to step of float32."""
     given = flax_srnn.init_params(jax.random.key(0), 3, 4, dtype=jnp.bfloat16), jnp.ones((2, 5, 3), jnp.bfloat16)
@@ -323,6 +324,7 @@ def twins(cells, leak, **options):
     ),
     ids="-".join,
 )
+@pytest.mark.slow
 def test_leaky_cell_equals_the_loop(cells, leak, given):
     expected = by_hand(PARAMS, leak, X, **given)
     x = X if "mask" not in given else np.where(MASK[..., None], X, np.nan)
@@ -490,6 +492,7 @@ def test_linen_constraints_name_only_what_is_there(cells, kind):
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a cell called step by step does not know its place")
+@pytest.mark.slow
 def test_equal_seeds_of_nnx_cells_are_told_apart(cells):
     """As those of SimpleRNNCells are."""
     _, live = cells

@@ -143,6 +143,7 @@ def of_policy(policy):
 
 
 @pytest.mark.parametrize("policy", cases.thinned(["mixed_bfloat16", "mixed_float16", "bfloat16"], 1))
+@pytest.mark.slow
 def test_half_precision(policy, tmp_path, worst):
     model = of_policy(policy)
     module, variables = load_saved(model, tmp_path)

@@ -57,6 +57,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", cases.thinned(MODELS, 2))
+@pytest.mark.slow
 def test_files(name, tmp_path):
     model, x = randomised(keras.Sequential(real_input(*MODELS[name]()))), reals()
     expected = model(x)
@@ -75,6 +76,7 @@ def test_files(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SimpleRNN", "cells", "both directions"])
+@pytest.mark.slow
 def test_live_layers_and_their_configurations(name):
     (theirs,), x = MODELS[name](), reals()
     theirs(x)

@@ -199,6 +199,7 @@ def test_functional_and_subclassed_models(tmp_path):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_layer_of_ours_goes_to_keras_and_back(ours, theirs, tmp_path):
     x = reals()
     variables = jax.jit(ours.init)(jax.random.key(0), x)

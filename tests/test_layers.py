@@ -103,6 +103,7 @@ def returned(layer, inputs=X):
     ],
 )
 @pytest.mark.parametrize("sequences", thinned([False, True], 1))
+@pytest.mark.slow
 def test_returns(make, states, width, sequences):
     output = (B, T, width) if sequences else (B, width)
     layer = make(return_sequences=sequences, return_state=True)

@@ -223,6 +223,7 @@ class SharedLayer(nn.Module):
     [SimpleRNN(U), RNN(SimpleRNNCell(U)), RNN([SimpleRNNCell(U), nn.LSTMCell(F)])],
     ids=["SimpleRNN", "RNN", "stack"],
 )
+@pytest.mark.slow
 def test_both_directions_around_a_layer_that_the_model_shares(layer):
     variables = drawn(SharedLayer(layer), X)
     own = drawn(layer, X)["params"]

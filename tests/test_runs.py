@@ -45,6 +45,7 @@ def test_what_a_run_holds(whole):
     assert of.scores["periods"] == ["1921-1955", "1956-1979"]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_says_so(tmp_path, capsys):
     config = {**TINY, "steps": 60, "patience": 2, "evaluate_every": 2, "fit_until": "1920", "learning_rate": 1.0}
     of = train("sunspots", workdir=tmp_path / "run", **config)

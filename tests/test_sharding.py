@@ -57,6 +57,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", cases.thinned(LAYERS, 1))
+@pytest.mark.slow
 def test_partitioned_layers(name, mesh):
     """Data-sharded inputs, unit-sharded parameters made in place by a sharded `init`."""
     layer = LAYERS[name]

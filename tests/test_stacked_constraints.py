@@ -299,6 +299,7 @@ def ensemble(units, axis=0, **options):
 
 
 @pytest.mark.parametrize("axis", cases.thinned([0, 1, -1], 1))
+@pytest.mark.slow
 def test_members_of_an_nnx_ensemble(axis):
     """By an optimizer with the tree of the whole, or with that of one member."""
     alone = fnnx.collect_constraints(fnnx.SimpleRNN(F, U, **NORMS, rngs=nnx.Rngs(1)))

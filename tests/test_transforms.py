@@ -54,6 +54,7 @@ def gradients(function):
 
 
 @both
+@pytest.mark.slow
 def test_vmap_over_rows(implementation):
     """Row by row, all arrays mapped: the same outputs, and gradients for every row on its own."""
     function, (params, *rows) = problem(implementation)

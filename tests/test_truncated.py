@@ -77,6 +77,7 @@ def test_values_and_gradients_of_the_loop(pair):
     assert_close(returned, simple_rnn(*given[:2], **given[2], **flags, **options), 1e-12)
 
 
+@pytest.mark.slow
 def test_a_loss_reaches_back_to_the_start_of_its_piece():
     params = init_params(jax.random.key(0), 2, 4, dtype=jnp.float64)
     reach = jax.grad(lambda x: truncated_rnn(params, x, 4)[1][9].sum())(jnp.ones((11, 2)))

@@ -161,6 +161,7 @@ def test_no_form_shows_in_a_result(pair):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("gathered_products", [0, 10**6])
+@pytest.mark.slow
 def test_a_single_row(gathered_products):
     given = CASES[2].problem()
     returned, grads = compiled(given, implementation=Scan(tuning=Tuning(gathered_products=gathered_products)))
