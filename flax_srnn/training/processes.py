@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -59,19 +60,27 @@ def connect(cluster: Cluster) -> None:
       ValueError: JAX cannot find out what the cluster is, or the processes do not meet.
     """
     before = {each: signal.getsignal(each) for each in _SIGNALS}
+    if cluster.coordinator is not None and cluster.process_id == 0:
+        _raise_unless_free(cluster.coordinator)
     try:
         jax.distributed.initialize(
             cluster.coordinator, cluster.processes, cluster.process_id, heartbeat_timeout_seconds=cluster.heartbeat
         )
     except (ValueError, RuntimeError) as error:
-        if cluster.coordinator is None:
-            what = "auto: JAX finds no cluster here; give HOST:PORT, --processes and --process-id"
-        else:
-            what = f"{cluster.coordinator}: no connection; process 0 listens at that port, which must be free there"
-        raise ValueError(f"--coordinator {what} ({error})") from error
+        no_cluster = "auto: JAX finds no cluster here; give HOST:PORT, --processes and --process-id"
+        raise ValueError(f"--coordinator {cluster.coordinator or no_cluster} ({error})") from error
     finally:
         for each, handler in before.items():  # JAX takes SIGTERM for itself
             signal.signal(each, handler)
+
+
+def _raise_unless_free(coordinator: str) -> None:
+    """Looks before JAX does, which may end in a segmentation fault where it cannot listen."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        what = "process 0 listens at that port of its host, which must be free"
+        raise ValueError(f"--coordinator {coordinator}: {error.strerror}; {what}.") from error
 
 
 def is_first() -> bool:
