@@ -4,6 +4,8 @@ Where a process of a group is lost, JAX ends the others from inside its C++ code
 Python hears of it. So `flax-srnn train --coordinator ...` starts itself again as a worker and waits for it. What C++ code writes
 goes to a file that only the watcher reads; what Python writes goes where it would have gone. A pipe tells the watcher
 the folder of the run and how it ended, and the worker that its watcher is gone.
+
+It needs none of the packages of the training program: every command starts here.
 """
 
 from __future__ import annotations

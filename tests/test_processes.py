@@ -180,6 +180,20 @@ def test_what_one_process_cannot_use_all_hear_of(here):
 
 
 @pytest.mark.slow
+def test_a_disk_that_fails_the_first_fails_the_run_in_all(here):
+    ended(started(1, words("adding", "run", ADDING)), 0)
+    Path("run/scores.json").unlink()
+    Path("run/checkpoints").rename("run/elsewhere")
+    Path("run/checkpoints").touch()  # where a folder is to be made
+    said = ended(started(2, ["--resume", "run"]), 1, 1)
+    go_on = "go on with: flax-srnn train --resume run"
+    assert said[0][1].splitlines()[-1].endswith(f"run/checkpoints: File exists; {go_on}")
+    assert said[1][1].splitlines() == [
+        f"flax-srnn: error: run run: process 0: [Errno 17] File exists: '{here}/run/checkpoints'; {go_on}"
+    ]
+
+
+@pytest.mark.slow
 def test_jax_finds_a_cluster_of_slurm(here, monkeypatch):
     slurm = {
         "JOB_ID": "4711",

@@ -64,7 +64,10 @@ class Checkpoints:
                 damaged[step] = f"the checkpoint of step {step} is damaged: {fault}"
             else:
                 if damaged:
-                    raise Failed(f"{self._folder}: none of the checkpoints is whole: {'; '.join(damaged.values())}.")
+                    faults = "; ".join(damaged.values())
+                    raise Failed(
+                        f"{self._folder}: none of the checkpoints is whole: {faults}; all were left as they are."
+                    )
                 return None
             for each, fault in damaged.items():
                 places = (self._folder / f"damaged-{each}-{number}" for number in itertools.count(1))

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-logging.getLogger("absl").setLevel(
-    logging.CRITICAL
-)  # Grain warns, where it is imported, of what it lacks on an older JAX
-import grain  # noqa: E402  # after that
+# Where Grain is imported, it warns of what it lacks on an older JAX.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+import grain  # noqa: E402  # silenced first, see above
 
 __all__ = ["batches", "shuffled"]
 

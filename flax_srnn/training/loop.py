@@ -45,7 +45,7 @@ class Stop:
     """Ctrl-C and SIGTERM: `Interrupted`, at once or, inside `deferred`, when `check` is called."""
 
     def __init__(self) -> None:
-        self._came: int | None = None
+        self.came = 0  # the number of the signal
         self._deferred = False
 
     @contextlib.contextmanager
@@ -69,17 +69,12 @@ class Stop:
             self._deferred = False
         self.check()
 
-    @property
-    def came(self) -> int:
-        """The number of the signal, or 0."""
-        return self._came or 0
-
     def check(self) -> None:
-        if self._came is not None:
-            raise Interrupted(self._came)
+        if self.came:
+            raise Interrupted(self.came)
 
     def _handle(self, signum: int, _: Any) -> None:
-        self._came = signum
+        self.came = signum
         if not self._deferred:
             raise Interrupted(signum)
 

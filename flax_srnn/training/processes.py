@@ -29,6 +29,7 @@ _BYTES = 16384  # of what a process says at a time
 _STATUS = re.compile(
     "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
+_KINDS: dict[str, type[Exception]] = {"Failed": Failed, "OSError": OSError, "Exception": Exception}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -93,7 +94,7 @@ def together() -> Iterator[None]:
     """What fails in one process fails in all.
 
     Raises:
-      ValueError, Failed: another process failed, and why.
+      ValueError, OSError, Failed: another process failed, and why.
     """
     try:
         yield
@@ -121,7 +122,8 @@ def _say(value: Any = None, error: Exception | None = None) -> list[Any]:
     """The values of all processes; raises what another one raised."""
     if jax.process_count() == 1:
         return [value]
-    kind = "" if error is None else "failed" if isinstance(error, Failed) else "bad"
+    # What is bad input in the first process, a full disk or a failed run is that in all: it decides the exit code.
+    kind = next((name for name, each in _KINDS.items() if isinstance(error, each)), "")
     text = json.dumps([kind, str(error)[: _BYTES // 8] if error else value]).encode()
     if len(text) > _BYTES:
         raise ValueError(f"processes tell each other at most {_BYTES} bytes, got {len(text)}.")
@@ -129,7 +131,7 @@ def _say(value: Any = None, error: Exception | None = None) -> list[Any]:
     all_said = [json.loads(bytes(each)) for each in np.asarray(heard)]
     for index, (kind, what) in enumerate(all_said):
         if kind and error is None:
-            raise (Failed if kind == "failed" else ValueError)(f"process {index}: {what}")
+            raise (ValueError if kind == "Exception" else _KINDS[kind])(f"process {index}: {what}")
     return [what for _, what in all_said]
 
 

@@ -169,9 +169,8 @@ def _introduce(config: Training, init: Callable[[jax.Array], Any]) -> None:
     shown = metrics.console(stderr=True)
     metrics.print_table(metrics.summary(jax.eval_shape(init, jax.random.key(0))), shown)
     if jax.device_count() > 1:
-        shares, where = mesh.make(config).shape, ""
-        if jax.process_count() > 1:
-            where = f" in {jax.process_count()} processes"
+        shares = mesh.make(config).shape
+        where = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         shown.print(
             f"of {jax.device_count()} devices{where} {shares['data']} share the batch, {shares['model']} the units"
         )

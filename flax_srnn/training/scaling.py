@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flax_srnn.exits import Failed
 
@@ -79,13 +79,9 @@ def peak_memory(length: int) -> int:
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
-                raise Failed(_text(said))
+                said.seek(0)
+                raise Failed(said.read().decode(errors="replace"))
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
 
 
 def main(what: str = "", *numbers: str) -> None:
