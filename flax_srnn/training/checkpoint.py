@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,14 @@ class Checkpoints:
         """
         unfinished = self._folder / f"{_UNFINISHED}{step}"
         processes.by_first(self._clean)
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # where a disk is full its threads print pages
+        with contextlib.redirect_stderr(io.StringIO()):  # where a disk is full its threads print pages
+            try:
                 self._orbax.save(unfinished / _ARRAYS, args=ocp.args.StandardSave(arrays))
-        except ValueError as error:
-            if not (found := _OS_ERROR.search(str(error))):
-                raise
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what its other threads met is the same
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(unfinished)) from error
+            except ValueError as error:
+                if not (found := _OS_ERROR.search(str(error))):
+                    raise
+                _expect_no_more_of_its_threads()
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(unfinished)) from error
 
         def finish() -> None:
             (unfinished / _REST).write_text(json.dumps(rest), encoding="utf-8")
@@ -118,6 +119,18 @@ class Checkpoints:
 
     def close(self) -> None:
         self._orbax.close()
+
+
+def _expect_no_more_of_its_threads() -> None:
+    """After an array could not be written: the others are still under way, and meet the same, or an ended event loop."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _fault(folder: Path) -> str | None:
