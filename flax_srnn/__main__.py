@@ -1,4 +1,4 @@
-"""The command line `flax-srnn`: train, runs, predict, sample, convert, benchmark.
+"""The command line `flax-srnn`: train, runs, predict, sample, convert, show, benchmark.
 
 Bad input ends in one line on stderr and exit code 2. What a command needs is imported when the command runs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.metadata
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from flax_srnn import benchmark, worker
 from flax_srnn.exits import Failed, Interrupted
 from flax_srnn.identifiers import did_you_mean
 
+_MAX_MESSAGE = 4000
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _EXTRAS = dict.fromkeys(("matplotlib", "grain", "orbax", "tyro", "tensorboardX", "sklearn"), "train") | {
-    "h5py": "interop"
+    "h5py": "interop",
+    "safetensors": "interop",
 }
 
 
@@ -124,13 +127,32 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="convert a Keras file",
-        description="Converts between the files of Keras and of Flax.",
+        help="convert a Keras model to Flax, or its weights back",
+        description=(
+            "Converts a Keras model to a folder for Flax, or to weights for Keras.\n\n"
+            "  IN   a whole model in a .keras, .h5 or .hdf5 file, or a folder that was written before\n"
+            "  OUT  a name without an ending: a folder with variables.msgpack (of flax.serialization), config.json and\n"
+            "       metadata.json\n"
+            "       NAME.weights.h5: weights for Keras's own load_weights"
+        ),
+        epilog="`flax-srnn show IN` says beforehand what can be converted. From Python: flax_srnn.interop.keras.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    convert.add_argument("input", metavar="IN", type=Path, help="file to read")
-    convert.add_argument("output", metavar="OUT", type=Path, help="file to write")
+    convert.add_argument("input", metavar="IN", type=Path, help="file or folder to read")
+    convert.add_argument("output", metavar="OUT", type=Path, help="new folder or new .weights.h5 file to write")
     convert.set_defaults(run=_convert, parser=convert)
+
+    show = commands.add_parser(
+        "show",
+        help="what is in a Keras file",
+        description="Lists the layers of a Keras file with their arrays, and says what can be loaded here; runs nothing of it.",
+        allow_abbrev=False,
+    )
+    show.add_argument(
+        "input", metavar="FILE", type=Path, help="a .keras, .weights.h5 or .h5 file, or what convert wrote"
+    )
+    show.set_defaults(run=_show, parser=show)
 
     compare = commands.add_parser(
         "benchmark",
@@ -183,9 +205,22 @@ def _sample(parsed: argparse.Namespace) -> None:
 
 
 def _convert(parsed: argparse.Namespace) -> None:
-    from flax_srnn.interop.keras import convert
+    from flax_srnn.interop.keras import convert, describe
 
     convert(parsed.input, parsed.output)
+    layers = [layer for layer in describe(parsed.output) if layer.arrays]
+    arrays = [shape for layer in layers for shape in layer.arrays.values()]
+    files = sorted(path.name for path in parsed.output.iterdir()) if parsed.output.is_dir() else []
+    print(
+        f"wrote {parsed.output}{' with ' if files else ''}{', '.join(files)}: {len(layers)} layers with {len(arrays)} arrays, "
+        f"{sum(map(math.prod, arrays)):,} parameters"
+    )
+
+
+def _show(parsed: argparse.Namespace) -> None:
+    from flax_srnn.interop.keras.description import summary
+
+    print(summary(parsed.input))
 
 
 def _not_understood(arguments: list[str], parser: argparse.ArgumentParser) -> str:
@@ -203,7 +238,13 @@ def _in_one_line(error: Exception) -> str:
             return f"{package} is not installed: pip install 'flax-srnn[{_EXTRAS[package]}]'"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return _plain(str(error))
+
+
+def _plain(text: str) -> str:
+    """On one line of bounded length, without control characters: what a message quotes from a file must not steer a terminal."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 3]}..."
 
 
 if __name__ == "__main__":

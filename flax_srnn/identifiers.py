@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from flax_srnn.validation import describe
 
 __all__ = [
-    "MAX_CONFIG_DEPTH", "build", "check_depth", "did_you_mean", "find", "not_understood", "number", "parse", "resolve",
-    "to_config",
+    "MAX_CONFIG_DEPTH", "build", "check_depth", "did_you_mean", "find", "not_understood", "number", "parse", "plain",
+    "resolve", "to_config",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapp
 def build(table: Mapping[str, Callable[..., T]], name: str, config: Mapping[str, Any], argument: str) -> T:
     """Calls `table[name](**config)`. An unknown key is refused unless it holds None, which is Keras for "not given"."""
     factory = find(table, name, argument)
-    config = {key: _plain(value) for key, value in config.items()}
+    config = {key: plain(value) for key, value in config.items()}
     parameters = inspect.signature(factory).parameters
     for key, value in config.items():
         if key not in parameters and value is not None:
@@ -148,7 +148,7 @@ def number(name: str, value: Any, *, at_least: float = -math.inf, at_most: float
     return float(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Keras writes a number that was an array, and a seed that was a generator, as a configuration of its own."""
     if getattr(value, "ndim", None) == 0:
         return value.item()  # a live layer's may be an array still

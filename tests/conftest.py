@@ -16,7 +16,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
-from strangers import genuine, inside, members, nothing_is_written_and_nothing_hangs  # noqa: F401  # fixtures
+from strangers import genuine, inside, members, nothing_is_written_and_nothing_hangs, recorded  # noqa: F401  # fixtures
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What several files compile alike, mostly single operations on small arrays, each process compiles once in a session.

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from keras import layers
 
+from flax_srnn.interop.keras import build
+
 B, T, F = 3, 5, 4
 
 MARKS = [
@@ -26,7 +28,7 @@ def lenient():
 def randomised(model, seed=0):
     """The model with random weights: no zero biases, no symmetric matrices."""
     rng = np.random.default_rng(seed)
-    model.set_weights([rng.uniform(-1 if w.ndim == 2 else 0.2, 1, w.shape) for w in model.get_weights()])
+    model.set_weights([rng.uniform(-1 if w.ndim > 1 else 0.2, 1, w.shape) for w in model.get_weights()])
     return model
 
 
@@ -59,3 +61,8 @@ def assert_same_tree(tree, expected):
         assert isinstance(tree, jax.Array)
         assert tree.dtype == expected.dtype
         np.testing.assert_array_equal(tree, expected)
+
+
+def layer_of(kind, config):
+    """The module for a layer inside a model."""
+    return build.layer({"class_name": kind, "config": {"name": "layer", **config}}, None)

@@ -94,7 +94,10 @@ NNX_STATES = ("test_nnx_models.py::test_stateful_layers_carry_states_as_linen_do
 NNX_RESET = ("test_nnx_models.py::test_reset_states",)
 NNX_PENALTIES = ("test_nnx_models.py::test_penalties_equal_linen",)
 TORCH = ("test_interop_torch.py::test_reads_numpy_arrays_under_torch_names",)
+TORCH_GATES = ("test_interop_gates.py::test_numpy_arrays_under_torch_names",)
 HAIKU = ("test_interop_flax.py::test_haiku_vanilla_rnn",)
+GRAPHS = "test_keras_graphs.py::test_predictions_equal_those_of_keras"
+GATED = "test_gated.py::"
 KERAS = ("test_interop_keras.py::test_predictions_equal_those_of_keras",)
 KERAS_FILES = ("test_keras_weights.py::test_load_weights_of_every_format",)
 SHARED = ("test_lifted.py::test_a_shared_cell_has_one_set_of_parameters",)
@@ -118,7 +121,16 @@ DRIVE, OPTIONS, STATES, PROJECTION = (
     "layers/states.py",
     "layers/projection.py",
 )
-STRUCTURE, KERAS_MODEL, KERAS_LAYERS = "interop/keras/structure.py", "interop/keras/model.py", "interop/keras/layers.py"
+KERAS_TRAINING, KERAS_VERSIONS = (
+    "test_keras_training.py::",
+    "test_keras_versions.py::test_predictions_of_other_versions",
+)
+STRUCTURE, KERAS_MODEL = "interop/keras/structure.py", "interop/keras/model.py"
+POINTWISE, NORMALIZING, WEIGHTS = (
+    "interop/keras/pointwise.py",
+    "interop/keras/normalizing.py",
+    "interop/keras/weights.py",
+)
 KERAS_CONFIG, KERAS_OBJECTS = "interop/keras/config.py", "interop/keras/live.py"
 
 OF_ONE_STEP = [
@@ -906,8 +918,8 @@ OF_BOTH_FAMILIES = [
     Mutation(
         "bidirectional-holds-masked-outputs",
         DRIVE,
-        "zero_output_for_mask=bool(one.return_sequences)",
-        "zero_output_for_mask=False",
+        "zero = bool(one.return_sequences) and not o.holds_masked",
+        "zero = False",
         MERGED,
     ),
     Mutation(
@@ -1556,15 +1568,15 @@ OF_INTEROP = [
     Mutation(
         "torch-second-bias-lost",
         "interop/torch.py",
-        'arrays["bias_ih" + suffix] + arrays["bias_hh" + suffix]',
-        'arrays["bias_ih" + suffix]',
+        "bias = input_bias + recurrent_bias",
+        "bias = input_bias",
         TORCH,
     ),
     Mutation(
         "torch-recurrent-kernel-not-transposed",
         "interop/torch.py",
-        'arrays["weight_hh" + suffix].T)',
-        'arrays["weight_hh" + suffix])',
+        'arrays["weight_ih" + suffix].T, arrays["weight_hh" + suffix].T',
+        'arrays["weight_ih" + suffix].T, arrays["weight_hh" + suffix]',
         TORCH,
     ),
     Mutation(
@@ -1573,6 +1585,49 @@ OF_INTEROP = [
         '{"forward_layer": "", "backward_layer": "_reverse"}',
         '{"forward_layer": "_reverse", "backward_layer": ""}',
         TORCH,
+    ),
+    Mutation(
+        "torch-prefix-ignored",
+        "interop/torch.py",
+        "_array(name, value(start + name))",
+        "_array(name, value(name))",
+        ("test_interop_torch.py::test_a_prefix_picks_one_of_a_model",),
+    ),
+    Mutation("torch-gru-gates-swapped", "interop/torch.py", '_GRU_ORDER = "rzn"', '_GRU_ORDER = "zrn"', TORCH_GATES),
+    Mutation(
+        "torch-kept-bias-lost",
+        "interop/torch.py",
+        "if arrays.pop(name).any():",
+        "if arrays.pop(name) is None:",
+        ("test_interop_torch.py::test_biases_are_left_out_only_if_they_are_zeros",),
+    ),
+    Mutation(
+        "lstm-gates-swapped",
+        "interop/gates.py",
+        'bias: Any, order: str = "ifgo") -> GateParams',
+        'bias: Any, order: str = "figo") -> GateParams',
+        TORCH_GATES,
+    ),
+    Mutation(
+        "gru-recurrent-bias-lost",
+        "interop/gates.py",
+        'params["hn"]["bias"] = added["n"]',
+        'params["hn"]["bias"] = 0 * added["n"]',
+        TORCH_GATES,
+    ),
+    Mutation(
+        "gru-bias-halved",
+        "interop/gates.py",
+        '["bias"] = biases[gate] + added[gate]',
+        '["bias"] = biases[gate]',
+        ("test_interop_gates.py::test_a_gru_computes_what_its_fused_arrays_say",),
+    ),
+    Mutation(
+        "gru-joined-bias-lost",
+        "interop/gates.py",
+        'arrays["hn"]["bias"] if gate == "n" else zeros',
+        "zeros",
+        ("test_interop_gates.py::test_a_gru_computes_what_its_fused_arrays_say",),
     ),
     Mutation("haiku-second-bias-lost", "interop/haiku.py", "functools.reduce(jnp.add, biases)", "biases[0]", HAIKU),
     Mutation(
@@ -1599,8 +1654,8 @@ OF_INTEROP = [
     Mutation(
         "keras-directions-swapped",
         STRUCTURE,
-        "from_config(each, name, name) for each",
-        'from_config(each, name, _DIRECTIONS[name == "forward_layer"]) for each',
+        "from_config(each, name, name, rules=rules) for each",
+        'from_config(each, name, _DIRECTIONS[name == "forward_layer"], rules=rules) for each',
         KERAS_FILES,
     ),
     Mutation(
@@ -1634,31 +1689,118 @@ OF_INTEROP = [
     Mutation(
         "keras-masks-not-given-to-layers",
         KERAS_MODEL,
-        "layer(x, mask=mask, training=training)",
-        "layer(x, training=training)",
+        "initial_state=given, mask=used, training=training)",
+        "initial_state=given, training=training)",
         KERAS,
     ),
-    Mutation("keras-masks-not-passed-on", KERAS_MODEL, "mask if sequences else None", "None", KERAS),
+    Mutation("keras-masks-not-passed-on", KERAS_MODEL, "if one.return_sequences else None", "if None else None", KERAS),
+    Mutation(
+        "graph-initial-states-not-turned",
+        KERAS_MODEL,
+        "[tuple(part[::-1]) if",
+        "[tuple(part) if",
+        (f"{GRAPHS}[states given]",),
+    ),
+    Mutation(
+        "graph-final-states-not-turned",
+        KERAS_MODEL,
+        "(state[::-1] if isinstance",
+        "(state if isinstance",
+        (f"{GRAPHS}[encoder, decoder: LSTM]",),
+    ),
+    Mutation(
+        "graph-given-mask-ignored",
+        KERAS_MODEL,
+        "used = implicit if mask is None else mask.x",
+        "used = implicit",
+        (f"{GRAPHS}[mask given]",),
+    ),
+    Mutation(
+        "graph-mask-not-hidden-by-a-state",
+        KERAS_MODEL,
+        "implicit = tensor.mask if initial_state is None else None",
+        "implicit = tensor.mask",
+        (f"{GRAPHS}[encoder, decoder: LSTM]",),
+    ),
+    Mutation(
+        "graph-nested-models-own-node-forgotten",
+        "interop/keras/graph.py",
+        "return {}, {name: 1 for",
+        "return {}, {name: 0 for",
+        (f"{GRAPHS}[only the second call is output]",),
+    ),
+    Mutation(
+        "graph-states-of-a-stack-in-lists",
+        KERAS_MODEL,
+        "states = jax.tree.leaves(states if initial_state is None else initial_state)",
+        "states = states if initial_state is None else _several(initial_state)",
+        (f"{GRAPHS}[states of a stack]",),
+    ),
+    Mutation(
+        "graph-one-output-in-a-list",
+        KERAS_MODEL,
+        "isinstance(returned, (list, tuple)) and len(returned) == 1",
+        "isinstance(returned, tuple) and len(returned) == 1",
+        (f"{GRAPHS}[a list of one output]",),
+    ),
+    Mutation(
+        "graph-model-over-time-not-cloned",
+        KERAS_MODEL,
+        "_deep_clone=True",
+        "_deep_clone=False",
+        (f"{GRAPHS}[nested over time]",),
+    ),
+    Mutation(
+        "graph-spatial-dropout-is-an-operation",
+        STRUCTURE,
+        'arguments.keys() <= {"name", "axis", "keepdims", "dtype"}',
+        '"trainable" not in arguments',
+        (f"{GRAPHS}[dropped]",),
+    ),
+    Mutation(
+        "gated-cell-state-put-out",
+        "interop/gated.py",
+        "return carry[1]",
+        "return carry[0]",
+        (GATED + "test_at_masked_steps_the_output_is_the_state",),
+    ),
+    Mutation(
+        "gated-masked-steps-are-zeros",
+        "linen/cells.py",
+        'getattr(cell, "output_of", None)',
+        "None",
+        (GATED + "test_at_masked_steps_the_output_is_the_state", f"{GRAPHS}[mask and states given]"),
+    ),
+    Mutation(
+        "gated-one-mask-for-all-gates",
+        "interop/gated.py",
+        "gates if self.mask_per_gate else 1",
+        "1",
+        (GATED + "test_inputs_are_dropped_at_all_steps_alike", GATED + "test_states_are_dropped_at_all_steps_alike"),
+    ),
+    Mutation(
+        "gated-reset-not-before", "interop/gated.py", "_sums(r * h,", "_sums(h,", (GATED + "test_keras_in_all_options",)
+    ),
     Mutation(
         "keras-training-not-passed-on",
         KERAS_MODEL,
-        "layer(x, mask=mask, training=training)",
-        "layer(x, mask=mask)",
+        "initial_state=given, mask=used, training=training)",
+        "initial_state=given, mask=used)",
         ("test_interop_keras.py::test_training_a_loaded_model",),
     ),
     Mutation(
         "keras-masking-of-any-feature",
-        KERAS_LAYERS,
+        POINTWISE,
         "jnp.any(x != self.mask_value, axis=-1)",
         "jnp.all(x != self.mask_value, axis=-1)",
         ("test_interop_keras.py::test_a_step_is_masked_where_every_feature_says_so",),
     ),
-    Mutation("keras-mask-zero-ignored", KERAS_LAYERS, "x != 0 if self.mask_zero else None", "None", KERAS),
+    Mutation("keras-mask-zero-ignored", POINTWISE, "x != 0 if self.mask_zero else None", "None", KERAS),
     Mutation(
         "keras-statistics-of-masked-steps",
-        KERAS_LAYERS,
-        "use_running_average=not training, mask=used)",
-        "use_running_average=not training)",
+        NORMALIZING,
+        "(training and self.trainable), mask=used)",
+        "(training and self.trainable))",
         ("test_interop_keras.py::test_training_a_loaded_model",),
     ),
     Mutation(
@@ -1678,11 +1820,17 @@ OF_INTEROP = [
     Mutation(
         "keras-bidirectional-inside-another",
         STRUCTURE,
-        '"Bidirectional": ("SimpleRNN", "RNN")',
-        '"Bidirectional": ("SimpleRNN", "RNN", "Bidirectional")',
+        '"Bidirectional": ("SimpleRNN", "LSTM", "GRU", "RNN")',
+        '"Bidirectional": ("SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional")',
         ("test_hostile_files.py::test_hostile_models",),
     ),
-    Mutation("keras-shared-cells-read-apart", STRUCTURE, "objects.index(each) for i", "i for i", SHARED_CELLS),
+    Mutation(
+        "keras-shared-cells-read-apart",
+        STRUCTURE,
+        "first.setdefault(each, i) if isinstance",
+        "i if isinstance",
+        SHARED_CELLS,
+    ),
     Mutation(
         "keras-shared-cells-counted-once",
         STRUCTURE,
@@ -1709,6 +1857,90 @@ OF_INTEROP = [
         ("test_keras_activations.py::test_files_that_are_refused",),
     ),
     Mutation(
+        "keras-frozen-layers-are-trained",
+        "interop/keras/training.py",
+        '"trained" if slot.trainable else "frozen")',
+        '"trained")',
+        (KERAS_TRAINING + "test_what_is_frozen_in_keras_is_labelled_so",),
+    ),
+    Mutation(
+        "keras-biases-that-are-not-there-are-trained",
+        "interop/keras/training.py",
+        'dict.fromkeys(flat, "frozen")',
+        'dict.fromkeys(flat, "trained")',
+        (KERAS_TRAINING + "test_what_is_frozen_in_keras_is_labelled_so",),
+    ),
+    Mutation(
+        "keras-penalties-counted-twice",
+        KERAS_MODEL,
+        'if slot.array.regularizer is not None and slot.kind != "SimpleRNNCell"',
+        "if slot.array.regularizer is not None",
+        (KERAS_TRAINING + "test_penalties_are_those_of_keras",),
+    ),
+    Mutation(
+        "keras-activities-not-penalised",
+        "interop/keras/build.py",
+        'given.get("activity_regularizer") if kind in LAYERS else None',
+        "None",
+        (KERAS_TRAINING + "test_penalties_are_those_of_keras",),
+    ),
+    Mutation(
+        "keras-constraints-lost",
+        KERAS_MODEL,
+        "{leaf: (constraint, params[leaf].shape) for leaf in weights.leaves(slot, params)}",
+        "{}",
+        (KERAS_TRAINING + "test_constraints_are_those_of_keras",),
+    ),
+    Mutation(
+        "keras-frozen-statistics-move",
+        NORMALIZING,
+        "not (training and self.trainable)",
+        "not training",
+        (KERAS_TRAINING + "test_trained_on_and_given_back",),
+    ),
+    Mutation(
+        "keras-2-names-of-nested-models-lost",
+        "interop/keras/model_files.py",
+        "itertools.chain(names, (",
+        "itertools.chain((), (",
+        (KERAS_VERSIONS + "[2.0.9-nested]",),
+    ),
+    Mutation(
+        "keras-2-12-counts-once",
+        STRUCTURE,
+        "((True, False) if any(slots(child)) else (True,))",
+        "(True,)",
+        (KERAS_VERSIONS + "[2.12.0-nested_graph]",),
+    ),
+    Mutation(
+        "keras-2-bidirectional-with-zeros",
+        KERAS_MODEL,
+        "    holds_masked = True\n",
+        "    holds_masked = False\n",
+        (KERAS_VERSIONS + "[2.0.9-gated]",),
+    ),
+    Mutation(
+        "keras-2-nested-models-counted-from-0",
+        "interop/keras/graph.py",
+        "int(number > 0 and number == len",
+        "0 * int(number > 0 and number == len",
+        (KERAS_VERSIONS + "[2.12.0-nested_graph]",),
+    ),
+    Mutation(
+        "keras-2-2-has-no-shapes",
+        "interop/keras/build.py",
+        "if len(declared) > 1 or features is None:",
+        "if True:",
+        (KERAS_VERSIONS + "[2.2.5-plain]",),
+    ),
+    Mutation(
+        "keras-unknown-arrays-lost",
+        WEIGHTS,
+        "        if each.raw and (inside",
+        "        if not each and (inside",
+        ("test_keras_weights.py::test_arrays_of_unknown_layers",),
+    ),
+    Mutation(
         "keras-recorded-states-lost",
         KERAS_OBJECTS,
         "if carry := _recorded(layer):",
@@ -1723,6 +1955,17 @@ OF_INTEROP = [
         KERAS_LIVE,
     ),
 ]
+
+GRAPHS, ODD_LAYERS = "test_hostile_graphs.py::test_hostile_graphs", "test_hostile_layers.py::"
+OF_STRANGERS = [
+    Mutation("keras-arguments-without-end", "interop/keras/graph.py", "return 1 + len(leaves) // ARGUMENTS", "return 1", (GRAPHS + "[graph, arguments in the old form]",)),
+    Mutation("keras-nested-calls-not-counted", "interop/keras/build.py", "each[node.layer] + graph.cost(node.leaves) - 1", "graph.cost(node.leaves)", (GRAPHS + "[graph, many calls at every level]", "test_hostile_graphs.py::test_the_graphs_here_are_read")),
+    Mutation("keras-cycles-go-on", "interop/keras/graph.py", "        if not ready:\n", "        if False:\n", (GRAPHS + "[graph, cycle]",)),
+    Mutation("keras-operations-make-examples", "interop/keras/operations.py", "if y.ndim and y.shape[0] > max(batches, default=0):", "if False:", (GRAPHS + "[option, batch without end]",)),
+    Mutation("keras-states-without-end", "interop/keras/build.py", "> MAX_STATE_ELEMENTS:", "> 10 * MAX_STATE_ELEMENTS:", (ODD_LAYERS + "test_states_are_limited",)),
+    Mutation("keras-files-steer-terminals", "interop/keras/description.py", 'text = text.encode("unicode_escape").decode()', "text = str(text)", (ODD_LAYERS + "test_no_class_of_a_file_steers_a_terminal",)),
+    Mutation("messages-steer-terminals", "__main__.py", "c if c.isprintable() else c.encode", "c if True else c.encode", (ODD_LAYERS + "test_no_class_of_a_file_steers_a_terminal",)),
+]  # fmt: skip
 
 TRAINING = "test_training.py::"
 FORECAST = "test_training_forecast.py::"
@@ -1805,5 +2048,6 @@ MUTATIONS = [
     *OF_NAMES,
     *OF_VALIDATION,
     *OF_INTEROP,
+    *OF_STRANGERS,
     *OF_TRAINING,
 ]

@@ -1,6 +1,10 @@
 """What the tests on model files from strangers share: genuine files, how to write others, and what being refused means."""
 
+import io
+import json
+import re
 import signal
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -10,7 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from flax_srnn.interop.keras import load_weights
+from flax_srnn.__main__ import main
+from flax_srnn.interop.keras import describe, load_model, load_weights
 
 DATA = Path(__file__).parent / "data"
 SECONDS = 20  # for one file, on a busy machine
@@ -72,6 +77,16 @@ def genuine(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """Files of all recorded versions, a folder for each."""
+    folder = tmp_path_factory.mktemp("recorded")
+    for path in sorted(DATA.glob("keras_*.zip")):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder / path.stem.removeprefix("keras_"))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def members(genuine):
     """The three members of a genuine archive."""
@@ -84,3 +99,108 @@ def write_archive(path, members, *more, method=zipfile.ZIP_STORED):
         warnings.simplefilter("ignore")  # zipfile warns of what it is made to write
         for name, content in [*members.items(), *more]:
             archive.writestr(name, content)
+
+
+# Models in Keras 3's form, from their graphs
+
+
+def at(layer, node=0, output=0):
+    """A result of a call of a layer, as the argument of another one."""
+    return {"class_name": "__keras_tensor__", "config": {"keras_history": [layer, node, output]}}
+
+
+def call(*args, **kwargs):
+    return {"args": list(args), "kwargs": kwargs}
+
+
+def node(kind, name, *calls, **config):
+    """A layer and its calls."""
+    config = {"name": name, "trainable": True, **config}
+    return {"module": "keras.layers", "class_name": kind, "config": config, "name": name, "inbound_nodes": list(calls)}
+
+
+def operation(kind, name, *calls, **config):
+    return {**node(kind, name, *calls), "module": "keras.src.ops.numpy", "config": config}
+
+
+def source(name="x", shape=(None, 4, 3)):
+    return node("InputLayer", name, batch_shape=list(shape))
+
+
+def functional(*layers, inputs=("x", 0, 0), outputs=("y", 0, 0), name="model"):
+    config = {"name": name, "layers": list(layers), "input_layers": inputs, "output_layers": outputs}
+    return {"module": "keras", "class_name": "Functional", "config": config}
+
+
+def write_model(path, config, arrays=None, version="3.9.2"):
+    """A .keras archive of a configuration, an object or text, and of arrays by their paths."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_group("layers")
+        for place, array in (arrays or {}).items():
+            file[place] = array
+    text = config if isinstance(config, (str, bytes)) else json.dumps(config)
+    metadata = json.dumps({"keras_version": version})
+    write_archive(path, {"config.json": text, "metadata.json": metadata, "model.weights.h5": buffer.getvalue()})
+
+
+def relu(name, *calls, **config):
+    return node("Activation", name, *calls, activation="relu", **config)
+
+
+def one(*layers, **ends):
+    """A model of one input x."""
+    return functional(source(), *layers, **ends)
+
+
+def y(kind, *args, **config):
+    """A model of one layer, which is called on x."""
+    return one(node(kind, "y", call(*(args or (at("x"),))), **config))
+
+
+# What everything that reads files is held to
+
+SOON = 10  # seconds of this process, for any file
+
+
+def tried(path, load):
+    """The result of something, or the ValueError that names the file and quotes little of it; in time."""
+    start = time.process_time()
+    try:
+        result = load(path)
+    except ValueError as error:
+        result = error
+    if isinstance(result, ValueError):
+        assert str(result).startswith(str(path))
+        assert len(str(result)) < 100_000
+    assert time.process_time() - start < SOON
+    return result
+
+
+def applied(module, variables):
+    shapes = [each.shape for each in module.graph.inputs]
+    module.apply(variables, *(np.zeros([n or 2 for n in shape], np.float32) for shape in shapes), mutable=["carry"])
+
+
+def shown(path, capsys):
+    """What the command line says, in printable characters."""
+    code = main(["show", str(path)])
+    captured = capsys.readouterr()
+    assert all(c.isprintable() or c == "\n" for c in captured.out + captured.err)
+    assert code == (0 if captured.out else 2)
+    assert len(captured.err.splitlines()) == (code == 2)
+    return captured.out
+
+
+def hostile(path, config, match, capsys, arrays=None):
+    """Everything that reads files is tried on a model: `match` is in what `load_model` says; None: whatever it says."""
+    write_model(path, config, arrays)
+    for load in (load_weights, describe):
+        tried(path, load)
+    result = tried(path, load_model)
+    if match is not None:
+        assert isinstance(result, ValueError)
+        assert re.search(match, str(result)), result
+    elif not isinstance(result, ValueError):
+        applied(*result)
+    shown(path, capsys)

@@ -83,6 +83,7 @@ def outputs_and_gradients(params, inputs, **options):
     return outputs, grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", cases.thinned([7, None], 1))  # 600 is no multiple of 7
 @pytest.mark.parametrize("kind", cases.thinned([(0.3, "tanh"), (0.98, None), (1.0, None), (1.8, "tanh")], 1), ids=str)
 def test_no_network_makes_it_wrong(kind, pieces):
@@ -105,6 +106,7 @@ def test_the_error_follows_the_tolerance(tol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tol * scale), actual, expected)
 
 
+@pytest.mark.slow
 def test_float32_reaches_the_default_tolerance():
     params, inputs = jax.tree.map(lambda x: x.astype(jnp.float32), network(0.9))
     expected = outputs_and_gradients(params, inputs)

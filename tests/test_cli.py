@@ -40,11 +40,12 @@ def contents(folder):
 
 def test_help_names_every_command(capsys):
     for arguments, words in (
-        (["--help"], ["train", "runs", "predict", "sample", "convert", "benchmark"]),
+        (["--help"], ["train", "runs", "predict", "sample", "convert", "show", "benchmark"]),
         (["runs", "--help"], ["DIR"]),
         (["sample", "--help"], ["RUN", "--prompt", "--length", "--temperature", "--seed"]),
         (["predict", "--help"], ["RUN", "--input", "--output", "--overwrite"]),
-        (["convert", "--help"], ["IN", "OUT"]),
+        (["convert", "--help"], ["IN", "OUT", ".keras", ".h5", "without an ending", ".weights.h5"]),
+        (["show", "--help"], ["FILE", "runs nothing of it"]),
         (["benchmark", "--help"], ["--quick", "--sections", "--output", "--torch-python"]),
     ):
         with pytest.raises(SystemExit) as exit_:
@@ -270,6 +271,7 @@ def test_a_missing_extra_is_named_before_the_work_starts(here, capsys, monkeypat
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_picture_fails_can_go_on(here, capsys, monkeypatch):
     def fail(*arguments):
         raise OSError(28, "No space left on device", "x")

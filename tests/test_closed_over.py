@@ -175,6 +175,7 @@ def test_vmap_over_what_is_held():
     assert_close(jax.grad(lambda s: jax.vmap(loss)(s).sum())(slopes), each, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", cases.thinned([True, False], 1), ids=["a row's own", "replicated"])
 @pytest.mark.parametrize("implementation", cases.thinned(["scan", "autodiff"], 1))
 def test_shard_map(rows, implementation):

@@ -179,6 +179,7 @@ def layers(**dtypes):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("param_dtype", cases.thinned(DTYPES, 2), ids=name)
 @pytest.mark.parametrize("dtype", cases.thinned([None, *DTYPES], 3), ids=lambda dtype: str(dtype and name(dtype)))
 def test_layers(dtype, param_dtype):

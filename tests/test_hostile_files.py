@@ -12,7 +12,7 @@ import cases
 import h5py
 import numpy as np
 import pytest
-from strangers import refused, simple_rnn, write_archive, write_h5
+from strangers import refused, simple_rnn, write_archive, write_h5, write_model
 
 from flax_srnn.interop.keras import build, convert, hdf5, load_model, load_weights, reading
 
@@ -76,6 +76,12 @@ def virtual(group):
     group.create_virtual_dataset("0", layout)
 
 
+def of_bits(bits):
+    kind = h5py.h5t.STD_I8LE.copy()
+    kind.set_precision(bits)
+    return kind
+
+
 def cycle(file, group):
     group["self"] = file["layers"]
 
@@ -98,7 +104,12 @@ HDF5 = {
     "compressed": (replace(lambda g: filled(g, shape=(4, 3), compression="gzip")), "compressed"),
     "fill value": (replace(lambda g: filled(g, shape=(2**20, 2**20), chunks=(4, 4), fillvalue=1)), "in chunks"),
     "hollow": (replace(hollow), "not in the file"),
-    "integers": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), np.int32))), "integer"),
+    "integers": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), np.int32))), "'kernel' .* floats, got int32"),
+    "integers of 3 bits": (replace(lambda g: g.create_dataset("0", (4, 3), of_bits(3))), "whole bytes"),
+    "count that is no integer": (
+        lambda f, g: [f.__setitem__(f"layers/normalization/vars/{i}", np.float32(1)) for i in range(3)],
+        "'count' .* integers, got float32",
+    ),
     "complex": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), complex))), "compound|complex"),
     "long double": (replace(lambda g: g.__setitem__("0", np.ones((4, 3), np.longdouble))), "not IEEE"),
     "text": (replace(lambda g: g.__setitem__("0", [["a"] * 3] * 4)), "string"),
@@ -116,7 +127,6 @@ HDF5 = {
     "empty": (replace(lambda g: g.__setitem__("0", np.ones((0, 3), "f4"))), "'kernel' .* shape"),
     "null": (replace(lambda g: g.__setitem__("0", h5py.Empty("f4"))), "shape"),
     "an array too many": (lambda f, g: g.__setitem__("3", np.ones(3, "f4")), "not known here"),
-    "unknown layer": (lambda f, g: f.__setitem__("layers/conv1d/vars/0", np.ones((3, 4, 5), "f4")), "conv1d"),
     "same name": (
         lambda f, g: [
             simple_rnn(f, n) and f[f"layers/{n}"].create_group("vars").attrs.update(name="a") for n in ("b", "c")
@@ -140,6 +150,24 @@ def test_hostile_hdf5(name, inside):
     path = inside / "a.weights.h5"
     write_h5(path, change)
     refused(path, match)
+
+
+@pytest.mark.parametrize("dtype", [f"{order}{kind}{size}" for order in "<>" for kind in "iu" for size in (1, 2, 4, 8)])
+def test_integers(dtype, inside):
+    numbers = np.array([[0, 1, 100], [200, -1, -100]]).astype(dtype)
+    with h5py.File(inside / "a.h5", "w") as file:
+        file["numbers"] = numbers
+    read = hdf5.read((inside / "a.h5").read_bytes()).dataset("numbers").array()
+    assert read.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(read, numbers)
+
+
+def test_a_layer_that_is_not_known_has_the_arrays_of_the_file(inside):
+    array = np.arange(120, dtype="f4").reshape(2, 3, 4, 5)
+    write_h5(inside / "a.weights.h5", lambda file, group: file.__setitem__("layers/conv2d/vars/0", array))
+    loaded = load_weights(inside / "a.weights.h5")
+    assert list(loaded) == ["simple_rnn", "conv2d"]
+    np.testing.assert_array_equal(loaded["conv2d"]["vars/0"], array)
 
 
 def test_what_is_beside_the_layers_is_not_read(inside):
@@ -314,7 +342,7 @@ CODE = {"class_name": "__lambda__", "config": {"value": "4wEAAAAAAAAA", "default
 
 # Positions: 0 InputLayer (None, 5, 3), 1 Masking, 2 SimpleRNN(4), 3 Bidirectional, 4 RNN, 5 Dense.
 MODELS = {
-    "functional": (lambda c: c.update(class_name="Functional"), "'Functional' cannot be represented"),
+    "functional": (lambda c: c.update(class_name="Functional"), "number of a call"),
     "custom model": (lambda c: c.update(class_name="Mine", module="mine", registered_name="Mine"), "Mine"),
     "lambda": (inserted("Lambda", function=CODE), "'Lambda' cannot be represented"),
     "code as activation": (change_layer(2, activation=CODE), "__lambda__"),
@@ -325,7 +353,7 @@ MODELS = {
     "threshold": (change_layer(5, activation="threshold"), "threshold"),
     "unknown argument": (change_layer(2, surprise=1), "'surprise'"),
     "unknown argument of Dense": (change_layer(5, surprise=1), "`surprise`"),
-    "unknown layer": (inserted("Conv1D"), "'Conv1D' cannot be represented"),
+    "unknown layer": (inserted("Conv2D"), "'Conv2D' cannot be represented"),
     "custom layer": (
         lambda c: c["config"]["layers"][5].update(module="mine", registered_name="mine>Dense"),
         "custom object",
@@ -346,8 +374,17 @@ MODELS = {
     "channels first": (inserted("Flatten", data_format="channels_first"), "data_format"),
     "time distributed too deep": (
         inserted("TimeDistributed", layer={"class_name": "SimpleRNN", "config": {"units": 3}}),
-        "only of Dense",
+        "'kernel' of .*time_distributed/layer/cell.* is missing",
     ),
+    "repeated without end": (
+        lambda c: [
+            inserted(kind, name=f"{kind}{i}", **arguments)(c)
+            for i in range(9)
+            for kind, arguments in (("RepeatVector", {"n": 10**4}), ("Flatten", {}))
+        ],
+        "elements of one example",
+    ),
+    "padded without end": (inserted("ZeroPadding1D", padding=[0, 2**31 - 1]), "elements of one example"),
     "time distributed of nothing": (inserted("TimeDistributed"), "'layer'"),
     "dtype": (change_layer(5, dtype="int8"), "dtype"),
     "several outputs inside": (change_layer(2, return_state=True), "applied"),
@@ -360,10 +397,6 @@ MODELS = {
     "same names": (change_layer(5, name="last"), "name"),
     "no layers": (lambda c: c["config"].update(layers=[]), "no layers"),
     "layers of text": (lambda c: c["config"].update(layers=["Dense"]), "configuration"),
-    "no shape": (
-        lambda c: (c["config"]["layers"].pop(0), c["config"].pop("build_input_shape", 0)),
-        "before it was built",
-    ),
     "shape of text": (change_layer(0, batch_shape="ab"), "shape"),
     "negative shape": (change_layer(0, batch_shape=[None, -1, 3]), "shape"),
     "shape of too few": (change_layer(0, batch_shape=[None]), "applied"),
@@ -411,7 +444,23 @@ def test_odd_models_that_are_fine(members, inside):
         assert module.apply(variables, np.ones((1, 5, 3))).shape == (1, 2)
     write_archive(path, rewritten(members, change_layer(0, batch_shape=[None, 10**9, 3])))
     module, _ = load_model(path)
-    assert module.input_shape == (None, 10**9, 3)
+    assert module.graph.inputs[0].shape == (None, 10**9, 3)
+
+
+@pytest.mark.slow
+def test_a_model_without_a_shape(members, inside):
+    """The features are those of the first kernel; without a kernel nothing tells them."""
+
+    def shapeless(config):
+        config["config"]["layers"].pop(0)
+        config["config"].pop("build_input_shape", None)
+
+    write_archive(inside / "a.keras", rewritten(members, shapeless))
+    module, variables = load_model(inside / "a.keras")
+    assert module.apply(variables, np.ones((1, 5, 3))).shape == (1, 2)
+    layers = [{"class_name": "Activation", "config": {"name": "y", "activation": "relu"}}]
+    write_model(inside / "a.keras", {"class_name": "Sequential", "config": {"name": "model", "layers": layers}})
+    refused(inside / "a.keras", "before it was built", load_model)
 
 
 def test_weights_alone_are_no_model(inside):

@@ -64,6 +64,7 @@ HEAVY = (
     "tensorflow",
     "torch",
     "h5py",
+    "safetensors",
     "matplotlib",
     "haiku",
     "chex",

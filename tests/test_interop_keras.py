@@ -25,7 +25,7 @@ from keras_models import (  # noqa: F401 - a fixture
 )
 
 from flax_srnn.__main__ import main
-from flax_srnn.interop.keras import convert, load_model, load_weights, save_weights
+from flax_srnn.interop.keras import convert, describe, load_model, load_weights, save_weights
 from flax_srnn.interop.keras.layers import LAYERS
 
 pytestmark = MARKS
@@ -216,6 +216,33 @@ def test_loaded_module_checks_its_inputs_and_equals_itself(tmp_path):
     assert module.apply(variables, np.ones((7, T, F))).shape == (7, 3)
 
 
+def test_what_is_in_a_file_is_shown(tmp_path, capsys):
+    inner = keras.Sequential([keras.Input((5, 3)), layers.LSTM(2, name="gated")], name="inner")
+    stack = word_input(layers.Dense(3, name="\N{GREEK SMALL LETTER LAMDA}\x1b[31m"), inner, layers.Lambda(lambda x: x))
+    model = randomised(keras.Sequential(stack, name="all"))
+    model.save(tmp_path / "model.keras")
+    told = describe(tmp_path / "model.keras")
+    assert [layer.class_name for layer in told][2:] == ["Dense", "Sequential", "InputLayer", "LSTM", "Lambda"]
+    assert told[5] == ("inner/gated", "LSTM", {"kernel": (3, 8), "recurrent_kernel": (2, 8), "bias": (8,)}, True, "")
+    assert [layer.name for layer in told if not layer.supported] == ["lambda"]
+    assert "'Lambda' cannot be represented" in told[-1].reason
+    assert main(["show", str(tmp_path / "model.keras")]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert out.isascii()
+    assert "\x1b" not in out
+    assert lines[0] == f"Sequential of Keras {keras.__version__}: 7 layers, 81 parameters"
+    assert lines[5].split() == ["\\u03bb\\x1b[31m", "Dense", "kernel", "3", "x", "3,", "bias", "3", "12", "yes"]
+    assert "`load_model` does not: " in lines[-1]
+    assert "'Lambda' cannot be represented" in lines[-1]
+
+    model.save_weights(tmp_path / "model.weights.h5")
+    assert main(["show", str(tmp_path / "model.weights.h5")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "weights without a model: 3 layers, 81 parameters"
+    assert main(["show", str(tmp_path / "none.h5")]) == 2
+    assert capsys.readouterr().err == f"flax-srnn: error: {tmp_path / 'none.h5'}: No such file or directory\n"
+
+
 def test_every_layer_that_is_read_is_named():
     assert [name for name in LAYERS if name not in load_model.__doc__] == []
 
@@ -225,6 +252,8 @@ def test_convert_there_and_back(tmp_path, capsys):
     model = randomised(keras.Sequential(MODELS["normalised, flat"]()))
     model.save(tmp_path / "model.keras")
     assert main(["convert", str(tmp_path / "model.keras"), str(tmp_path / "out")]) == 0
+    wrote = f"wrote {tmp_path / 'out'} with config.json, metadata.json, variables.msgpack: "
+    assert capsys.readouterr().out == wrote + "5 layers with 12 arrays, 165 parameters\n"
     module, variables = load_model(tmp_path / "out")
     np.testing.assert_allclose(module.apply(variables, reals()), model(reals()), atol=1e-6)
     assert main(["convert", str(tmp_path / "out"), str(tmp_path / "model.weights.h5")]) == 0
@@ -241,11 +270,12 @@ def test_convert_there_and_back(tmp_path, capsys):
         ("out", "model.weights.h5"),
         ("model.keras", "absent/out"),
         ("model.weights.h5", "b"),
+        ("model.keras", "b.npz"),
     ]:
         assert main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 2
     for source in ("absent.keras", "."):
         assert main(["convert", str(tmp_path / source), str(tmp_path / "c.weights.h5")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 7
+    assert len(capsys.readouterr().err.splitlines()) == 8
     assert sorted(tmp_path.rglob("*")) == there
     with pytest.raises(FileNotFoundError):
         convert(tmp_path / "absent.keras", tmp_path / "d")

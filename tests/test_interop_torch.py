@@ -1,5 +1,7 @@
 """`from_torch` and `to_torch` against the real `torch.nn.RNN` and `RNNCell`, and their refusals, which need no torch.
 
+LSTM and GRU are in test_interop_gates.py, files in test_interop_safetensors.py.
+
 `pytest tests/test_interop_torch.py -n0 -s` prints the worst error of outputs and states, there and back.
 """
 
@@ -122,24 +124,19 @@ def test_arrays_and_tensors_are_copies(torch):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-@pytest.mark.parametrize(("gated", "name"), [("LSTM", "an LSTM"), ("GRU", "a GRU")])
-def test_refuses_torch_modules_of_other_kinds(torch, gated, name):
-    with pytest.raises(ValueError, match=f"gates of {name}"):
-        from_torch(getattr(torch.nn, gated)(F, U))
-    with pytest.raises(ValueError, match=f"gates of {name}"):
-        from_torch(getattr(torch.nn, gated + "Cell")(F, U).state_dict())
-
-
 def test_refuses_other_torch_modules(torch):
     with pytest.raises(ValueError, match=r"Projections \(proj_size\)"):
         from_torch(torch.nn.LSTM(F, U, proj_size=2))
-    with pytest.raises(ValueError, match=r"unknown: \['0.bias_hh_l0'.* Pass the RNN itself"):
+    with pytest.raises(ValueError, match=r"unknown: \['0.bias_hh_l0'.* There is one under prefix='0'\."):
         from_torch(torch.nn.Sequential(torch.nn.RNN(F, U), torch.nn.Linear(U, 1)))
     with pytest.raises(ValueError, match=r"unknown: \['bias', 'weight'\]"):
         from_torch(torch.nn.Linear(F, U))
     with pytest.raises(ValueError, match=r"weight_ih_l0: expected a tensor of .* got complex64"):
         from_torch({name: value.to(torch.complex64) for name, value in torch.nn.RNN(F, U).state_dict().items()})
-    assert from_torch(torch.nn.Sequential(torch.nn.RNN(F, U), torch.nn.Linear(U, 1))[0])
+    with pytest.raises(ValueError, match=r"weight_ih_l0: expected a dense tensor with values, got .* on meta"):
+        from_torch(torch.nn.RNN(F, U, device="meta"))
+    with pytest.raises(TypeError, match=r"expected a torch module, .* got <class"):
+        from_torch(torch.nn.RNN)
 
 
 # What follows needs no torch.
@@ -184,13 +181,25 @@ def _with(state, name, value):
         (lambda s: _with(s, "weight_ih_l0_reverse", s["weight_ih_l0"]), "missing: .*'weight_hh_l0_reverse'"),
         (lambda s: _with(s, "extra", s["bias_ih_l0"]), r"unknown: \['extra'\]"),
         (lambda s: _with(s, 3, s["bias_ih_l0"]), r"unknown: \['3'\]"),
-        (lambda s: {"rnn." + name: value for name, value in s.items()}, "take the prefix off the names"),
+        (lambda s: {"rnn." + name: value for name, value in s.items()}, r"There is one under prefix='rnn'\."),
         (lambda s: _with(s, "weight_hr_l0", np.ones((2, U), np.float32)), r"Projections \(proj_size\)"),
         (lambda s: {"weight_ih": s["weight_ih_l0"]}, r"missing: \['weight_hh'\]"),
         (lambda s: _with(s, "weight_ih_l1", s["weight_ih_l0"]), r"weight_ih_l1: expected shape \(5, 5\), got \(5, 3\)"),
-        (lambda s: _with(s, "weight_hh_l0", np.ones((U, 4), np.float32)), r"weight_ih_l0: expected shape \(4, 3\)"),
+        (
+            lambda s: _with(s, "weight_hh_l0", np.ones((U, 4), np.float32)),
+            r"weight_hh_l0: expected shape \(U, U\) of an RNN.* got \(5, 4\)",
+        ),
         (lambda s: _with(s, "weight_hh_l1", np.ones((U, 1, U), np.float32)), r"weight_hh_l1: .* got \(5, 1, 5\)"),
-        (lambda s: _with(s, "weight_hh_l0", np.float32(1.0)), r"expected shape \(1, 3\)"),
+        (lambda s: _with(s, "weight_hh_l0", np.float32(1.0)), r"weight_hh_l0: expected shape .* got \(\)"),
+        (lambda s: _with(s, "weight_hh_l0", np.ones((2 * U, U), np.float32)), r"\(4U, U\) of an LSTM, got \(10, 5\)"),
+        (
+            lambda s: _with(s, "weight_hh_l0", np.ones((0, 0), np.float32)),
+            r"weight_hh_l0: expected shape .* got \(0, 0\)",
+        ),
+        (
+            lambda s: _with(s, "weight_hh_l1", np.ones((4 * U, U), np.float32)),
+            "weight_hh_l1: .* this is an RNN of 5 units",
+        ),
         (lambda s: _with(s, "weight_ih_l0", np.float32(1.0)), r"weight_ih_l0: expected shape \(5, 1\), got \(\)"),
         (lambda s: _with(s, "bias_hh_l1", np.ones((1,), np.float32)), r"bias_hh_l1: expected shape \(5,\), got \(1,\)"),
         (lambda s: _with(s, "bias_ih_l0", np.ones(U, np.int32)), "bias_ih_l0: expected a tensor .* got int32"),
@@ -203,10 +212,32 @@ def test_refuses_what_is_not_the_state_of_one_rnn(change, message):
         from_torch(change(_state_dict(np.random.default_rng(0))))
 
 
-@pytest.mark.parametrize("value", [None, 3, [np.ones((2, 2))], "model.pt"])
+@pytest.mark.parametrize("value", [None, 3, [np.ones((2, 2))], dict])
 def test_refuses_what_is_no_module(value):
-    with pytest.raises(TypeError, match="module_or_state_dict: expected a torch module or its state dict, got"):
+    with pytest.raises(TypeError, match=r"x: expected a torch module, its state dict or the path of a .* got"):
         from_torch(value)
+
+
+@pytest.mark.parametrize("prefix", ["decoder.rnn", "decoder.rnn."])
+def test_a_prefix_picks_one_of_a_model(prefix):
+    rng = np.random.default_rng(1)
+    parts = {
+        "encoder.rnn.": _state_dict(rng),
+        "decoder.rnn.": _state_dict(rng, 1),
+        "decoder.rnn2.": _state_dict(rng, 3),
+    }
+    model = {start + name: value for start, state in parts.items() for name, value in state.items()}
+    model |= {"decoder.linear.weight": np.ones((2, U)), "steps": np.array(3)}
+    jax.tree.map(np.testing.assert_array_equal, from_torch(model, prefix=prefix), from_torch(parts["decoder.rnn."]))
+    names = r"There is one under prefix='decoder\.rnn', prefix='decoder\.rnn2', prefix='encoder\.rnn'\."
+    for wrong in ("", "decoder", "rnn", "encoder.rnn.weight_ih_l0"):
+        with pytest.raises(ValueError, match=f"under the prefix '{wrong}.*missing: .*{names}"):
+            from_torch(model, prefix=wrong)
+
+
+def test_a_prefix_is_a_string():
+    with pytest.raises(TypeError, match="prefix: expected a string, got None"):
+        from_torch(_state_dict(np.random.default_rng(0)), prefix=None)
 
 
 def _layer(features=F, units=U, use_bias=True, **extra):
@@ -228,7 +259,7 @@ def _layer(features=F, units=U, use_bias=True, **extra):
         ([_layer(), _layer(U, 4)], r"weight_ih_l1: expected shape \(5, 5\), got \(4, 5\)"),
         ([_layer(), _layer(4)], r"weight_ih_l1: expected shape \(5, 5\), got \(5, 4\)"),
         ([{"forward_layer": _layer(), "backward_layer": _layer(2)}], "weight_ih_l0_reverse: expected shape"),
-        ([_layer(bias=jnp.zeros(U, int))], "bias: expected a tensor of float16, .*, got int"),
+        ([_layer(bias=jnp.zeros(U, int))], "bias_ih_l0: expected a tensor of float16, .*, got int"),
     ],
 )
 def test_to_torch_refuses_what_no_torch_rnn_holds(layers, message):
@@ -243,9 +274,17 @@ def test_to_torch_refuses_what_are_no_parameters(layers):
 
 
 @pytest.mark.parametrize("layers", [[_layer(), _layer(U)], [{"forward_layer": _layer(), "backward_layer": _layer()}]])
-def test_an_rnn_cell_is_one_layer_in_one_direction(layers):
-    with pytest.raises(ValueError, match=r"an RNNCell \(cell=True\) is one layer in one direction"):
+def test_a_cell_is_one_layer_in_one_direction(layers):
+    with pytest.raises(ValueError, match=r"a cell of torch \(cell=True\) is one layer in one direction"):
         to_torch(layers, cell=True)
+
+
+def test_biases_are_left_out_only_if_they_are_zeros(torch):
+    state = to_torch([_layer(), _layer(U)], bias=False)
+    torch.nn.RNN(F, U, 2, bias=False).load_state_dict(state)
+    assert to_torch([_layer(use_bias=False)], bias=False).keys() == {"weight_ih_l0", "weight_hh_l0"}
+    with pytest.raises(ValueError, match="bias: False leaves out biases of zeros only, and bias_ih_l1 is not zero"):
+        to_torch([_layer(), _layer(U, bias=jnp.ones(U))], bias=False)
 
 
 def test_reading_does_not_import_torch(monkeypatch):

@@ -27,7 +27,7 @@ from keras_models import (  # noqa: F401 - a fixture
 )
 
 import flax_srnn
-from flax_srnn.interop.keras import load_model, load_weights, save_weights
+from flax_srnn.interop.keras import describe, load_model, load_weights, save_weights
 
 pytestmark = MARKS
 
@@ -176,9 +176,36 @@ def test_functional_and_subclassed_models(tmp_path):
         assert list(weights["blocks"]) == ["block_rnn", "block_dense"]
         np.testing.assert_array_equal(weights["encoder_rnn"]["bias"], subclassed.encoder.get_weights()[2])
         np.testing.assert_array_equal(weights["blocks"]["block_dense"]["bias"], subclassed.blocks[1].get_weights()[1])
-    for name, kind in (("functional", "'Functional' cannot be represented"), ("subclassed", "Subclassed")):
+    for name, kind in (("functional", "'Lambda' cannot be represented"), ("subclassed", "Subclassed")):
         with pytest.raises(ValueError, match=kind):
             load_model(tmp_path / f"{name}.keras")
+
+
+def test_arrays_of_unknown_layers(tmp_path):
+    """A known layer beside two that are not, one of them with layers inside: every array of the file is there."""
+    inputs = keras.Input((4, 6))
+    x = layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs)
+    x = layers.DepthwiseConv1D(3, name="depth")(layers.SimpleRNN(5, return_sequences=True, name="rnn")(x))
+    model = randomised(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    for ending in (".keras", ".weights.h5", ".h5"):
+        (model.save_weights if "weights" in ending else model.save)(tmp_path / f"model{ending}")
+        weights = load_weights(tmp_path / f"model{ending}")
+        for name in ("rnn", "head"):
+            expected = dict(zip(weights[name], model.get_layer(name).get_weights(), strict=True))
+            assert_same_tree(weights[name], expected)
+        leaves = jax.tree.leaves((weights["attention"], weights["depth"]))
+        theirs = [w for name in ("attention", "depth") for w in model.get_layer(name).get_weights()]
+        sums = [sorted(np.sum(leaf, dtype=np.float64) for leaf in each) for each in (map(np.asarray, leaves), theirs)]
+        np.testing.assert_allclose(*sums, rtol=1e-12)
+    assert list(weights["depth"]) == ["depth/kernel", "depth/bias"]
+    assert list(load_weights(tmp_path / "model.keras")["depth"]) == ["vars/0", "vars/1"]
+    with pytest.raises(ValueError, match="'MultiHeadAttention' cannot be represented"):
+        load_model(tmp_path / "model.h5")
+    told = {layer.name: layer for layer in describe(tmp_path / "model.keras")}
+    assert [name for name, layer in told.items() if not layer.supported] == ["attention", "depth"]
+    assert told["depth"].class_name == "DepthwiseConv1D"
+    assert told["depth"].arrays == {"vars/0": (3, 5, 1), "vars/1": (5,)}
+    assert told["rnn"].arrays == {"kernel": (6, 5), "recurrent_kernel": (5, 5), "bias": (5,)}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def loss_of_two(model, variables):
     return regularization_loss(model.apply(variables, X, 2 * X, mutable=["losses"])[1])
 
 
+@pytest.mark.slow
 def test_penalties_of_lifted_copies():
     """One for every copy under `nn.scan` and `nn.vmap`, in every call."""
 

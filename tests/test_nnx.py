@@ -118,6 +118,7 @@ _CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.thinned(_CASES, 3))
 def test_simple_rnn_equals_linen(case):
     arguments, call = _CASES[case]

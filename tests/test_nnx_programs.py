@@ -164,6 +164,7 @@ def test_training_may_be_traced(name):
             layer(X, training=wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SimpleRNN", "cells", "both"])
 def test_rows_and_copies_under_vmap(name):
     layer = plain()[name]
@@ -172,6 +173,7 @@ def test_rows_and_copies_under_vmap(name):
     same(rows(layer, X, MASK), layer(X, mask=MASK))
 
 
+@pytest.mark.slow
 def test_penalties_of_copies():
     make = nnx.split_rngs(splits=3)(
         nnx.vmap(

@@ -85,6 +85,7 @@ def operation(line, table):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "softmax", "silu"])  # derivative from the output, of a row, recomputed
 @pytest.mark.parametrize("mask", cases.thinned([True, False], 1))
 @pytest.mark.parametrize("shape", cases.thinned(SHAPES.values(), 3), ids=SHAPES)
@@ -191,6 +192,7 @@ LONG = (8, 100_000, 8, 128)
 UNIT = 4 * 8 * 100_000 * 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
@@ -265,6 +267,7 @@ def test_the_implementation_that_was_named_runs(implementation, hand_written, sw
     assert ("custom_vjp_call" in jaxpr, "while[" in jaxpr) == (hand_written, sweeping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "expected"), [(0.9, 1), (8.0, 16)], ids=["forgets", "chaotic"])
 def test_the_chunked_solver_sweeps_as_often_as_it_must(scale, expected):
     orthogonal = jax.random.orthogonal(jax.random.key(0), 32)

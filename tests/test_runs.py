@@ -87,6 +87,7 @@ def test_a_signal_ends_a_run_that_can_go_on(whole, tmp_path, monkeypatch, capsys
     assert contents(tmp_path / "run") == contents(whole)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_anew(whole, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -88,6 +88,7 @@ def test_partitioned_layers(name, mesh):
         assert isinstance(box, nn.Partitioned)
 
 
+@pytest.mark.slow
 @both
 def test_sharded_arrays(implementation, mesh):
     """Rows over one axis, units over the other, all options, no layer."""

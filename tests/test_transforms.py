@@ -66,6 +66,7 @@ def test_vmap_over_rows(implementation):
     same(of_rows, wanted_rows)
 
 
+@pytest.mark.slow
 @both
 def test_vmap_over_params(implementation):
     """An ensemble on the same data."""

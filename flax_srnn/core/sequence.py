@@ -371,10 +371,12 @@ def scan_cell(
     output: jax.ShapeDtypeStruct,
     steps: Steps,
     variables: Any,
+    shown: Callable[[Any], jax.Array] | None = None,
 ) -> tuple[Any, jax.Array]:
     """(final state, outputs) of any cell over a sequence, with the rules of `simple_rnn`.
 
-    A cell whose output is not its state holds its previous output at masked steps, zeros before the first used step.
+    A cell whose output is not its state holds its previous output at masked steps, zeros before the first used step; one that
+    tells what it puts out in a state (`shown`) puts that out.
 
     Args:
       scan: the family's loop, `scan(wrap, carry, xs, time_axes, **options of lax.scan)`, where `wrap(step)` is the body for
@@ -402,7 +404,10 @@ def scan_cell(
             state, output = under_flags(
                 lambda state: step(blanked(state, used, HARMLESS), x), state, used, reset, reset_state
             )
-            held = output if used is None else select(used, output, held)
+            if shown is not None:
+                held = shown(state).astype(held.dtype)
+            else:
+                held = output if used is None else select(used, output, held)
             state, held = carried((state, held))
             return (state, held), blanked(output, used) if options.zero_output_for_mask else held
 

@@ -215,13 +215,14 @@ def drive_any(
     steps: Steps,
     start: Start,
     variables: Any,
+    shown: Callable[[Any], jax.Array] | None = None,
 ) -> tuple[Any, Any, jax.Array]:
     """The drive of any other cell, differentiated by JAX, in every mode.
 
     Args:
       name: of the cell's class.
       initial: its initial state.
-      output, scan, variables: see `sequence.scan_cell`.
+      output, scan, variables, shown: see `sequence.scan_cell`.
       steps, start: see `Drive`.
     """
     chosen = steps.options.implementation
@@ -231,7 +232,9 @@ def drive_any(
             "scan: leave it None."
         )
     state = initial if start.state is None else validation.like(start.name, start.state, initial)
-    final, outputs = sequence.scan_cell(scan, state, initial if start.recorded else state, output, steps, variables)
+    final, outputs = sequence.scan_cell(
+        scan, state, initial if start.recorded else state, output, steps, variables, shown
+    )
     return initial, final, outputs
 
 
@@ -317,9 +320,8 @@ def bidirectional(
     finals: list[Any] = []
     for one, call, state in zip(layers, calls, given, strict=True):
         # Masked outputs are 0 if there are sequences, whatever the layers say, as in Keras.
-        how = dataclasses.replace(
-            options.of_sequence(one), keep_order=True, zero_output_for_mask=bool(one.return_sequences)
-        )
+        zero = bool(one.return_sequences) and not o.holds_masked
+        how = dataclasses.replace(options.of_sequence(one), keep_order=True, zero_output_for_mask=zero)
         resets = sequence.segment_ends(steps.resets) if one.go_backwards else steps.resets
         returned = call(dataclasses.replace(steps, resets=resets, options=how), state)
         output, *final = returned if one.return_state else (returned,)

@@ -12,7 +12,7 @@ import math
 import operator
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +130,9 @@ class BidirectionalOptions:
     layer: Any
     merge_mode: MergeMode = "concat"
     backward_layer: Any = None
+
+    holds_masked: ClassVar[bool] = False
+    """Whether outputs at masked steps are held where there are sequences, as in Keras before tf.keras, and not 0."""
 
 
 _MERGE_MODES = (*get_args(get_args(MergeMode)[0]), None)

@@ -274,7 +274,8 @@ def drive_any(cell: nn.RNNCellBase, training: Any, steps: Steps, start: Start) -
         )
         return lifted(cell, carry, xs)
 
-    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start, cell.variables)
+    shown = getattr(cell, "output_of", None)
+    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start, cell.variables, shown)
 
 
 def _step_output(cell: nn.RNNCellBase, carry: Any, x: jax.ShapeDtypeStruct, **keywords: Any) -> jax.ShapeDtypeStruct:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,16 @@ from flax_srnn.layers.projection import leaves_by_place, over_stack
 from flax_srnn.linen import sown
 from flax_srnn.linen.cells import SimpleCellModule
 
-__all__ = ["collect_constraints", "regularization_loss"]
+__all__ = ["Constrained", "collect_constraints", "regularization_loss"]
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """A module that has the constraints of layers inside it, with the shapes of their parameters, by place below it."""
+
+    path: tuple[str, ...]
+    constrained: Callable[[], Mapping[tuple[str, ...], tuple[Any, tuple[int, ...]]]]
+
 
 _PROBES = {"(probe of size 1)": 1, "(probe of size 2)": 2}
 """Variables that `collect_constraints` lays beside a layer's parameters, and the size of their axes."""
@@ -72,10 +81,14 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a flax.linen.Module, got {validation.describe(model)}.")
     found: dict[tuple[str, ...], tuple[Any, tuple[int, ...]]] = {}
+    told: dict[tuple[str, ...], tuple[Any, tuple[int, ...]]] = {}
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         made = call(*args, **kwargs)
+        holds = context.method_name == "__call__" and isinstance(module, Constrained)
+        if holds and context.module.is_mutable_collection("params"):
+            told.update({(*module.path, *place): each for place, each in module.constrained().items()})
         declares = context.method_name == "declare" and isinstance(module, SimpleCellModule)
         if declares and module.is_mutable_collection("params"):
             shapes = {name: shape for name, (_, shape) in options.parameters(module, *args).items()}
@@ -99,10 +112,18 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
             axes = tuple(i for i, sizes in enumerate(zip(*probes, strict=True)) if len(set(sizes)) == 1)
             member = tuple(size for i, size in enumerate(leaves[place].shape) if i not in axes)
             if not probes or member != shape:
-                raise ValueError(
-                    f"`model` stores the constrained parameter {'/'.join(place)}, {leaves[place].shape}, neither as its layer "
-                    f"declares it, {shape}, nor as a stack of that, but through a function (`nn.map_variables`). Leave the "
-                    "constraint out there, and give `keep_constraints` one of your own."
-                )
+                raise _changed(place, leaves[place].shape, shape)
             constraints[place] = over_stack(constraint, axes)
+    for place, (constraint, shape) in told.items():
+        if leaves[place].shape != shape:
+            raise _changed(place, leaves[place].shape, shape)
+        constraints[place] = constraint
     return traverse_util.unflatten_dict(constraints)
+
+
+def _changed(place: Sequence[str], stored: tuple[int, ...], declared: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"`model` stores the constrained parameter {'/'.join(place)}, {stored}, neither as its layer declares it, {declared}, nor "
+        "as a stack of that, but through a function (`nn.map_variables`). Leave the constraint out there, and give "
+        "`keep_constraints` one of your own."
+    )

@@ -7,6 +7,7 @@ wrote a configuration: the file says so, or else it is told by what Keras 3 alwa
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ _KERAS = (
 )
 _APART = ("name", "parent", "dtype", "param_dtype")
 # What tf.keras 2 says about a model's inputs in its first layer.
-_ABOUT_INPUTS = ("batch_input_shape", "input_dim", "input_length")
+_ABOUT_INPUTS = ("batch_input_shape", "input_dim", "input_length", "implementation")
 # Arguments that Keras leaves out of a configuration when they are None.
 _OPTIONAL = {"SimpleRNN": ("seed",), "RNN": ("activity_regularizer",), "Bidirectional": ("backward_layer",)}
 _LAYERS = ("cell", "layer", "backward_layer")
@@ -102,11 +103,20 @@ def from_config(config: Mapping[str, Any]) -> nn.Module:
     return layer_from(config, None)
 
 
-def layer_from(config: Mapping[str, Any], keras_2: bool | None) -> Any:
-    """`from_config`, where it may be known whether tf.keras 2 wrote the configuration: None if it is not."""
+Readers = Mapping[str, Callable[[str, Mapping[str, Any], bool], Any]]
+
+
+def layer_from(config: Mapping[str, Any], keras_2: bool | None, others: Readers = types.MappingProxyType({})) -> Any:
+    """`from_config`, where it may be known whether tf.keras 2 wrote the configuration: None if it is not.
+
+    Args:
+      others: by class what reads other layers and cells, from (class, arguments, whether Keras 2 wrote them).
+    """
     if not isinstance(config, Mapping):
         raise TypeError(f"`config` must be the configuration of a Keras layer, a mapping, got {config!r}.")
     kind, given = identifiers.parse(config, "config")
+    if kind in others:
+        return others[kind](kind, given, bool(keras_2))
     if kind not in CLASSES:
         raise ValueError(f"`config` is of the class {kind!r}; only {', '.join(CLASSES)} can be represented.")
     given = {key: value for key, value in given.items() if key not in _ABOUT_INPUTS}
@@ -125,35 +135,44 @@ def layer_from(config: Mapping[str, Any], keras_2: bool | None) -> Any:
     for key, value in given.items():
         if key not in allowed and value is not None:
             raise ValueError(f"a {kind} has no argument {key!r} (here {value!r}); it has {', '.join(allowed)}.")
+    if "units" in fields and "units" not in given:
+        raise ValueError(
+            f"{kind} {name!r} has no `units`: Keras before 2.1 did not write the arguments of a cell down."
+        )
     dtypes = {} if policy is None else dtypes_of(policy)
     try:
-        arguments = {key: _read(key, given[key], fields[key], keras_2, dtypes) for key in allowed if key in given}
+        arguments = {
+            key: _read(key, given[key], fields[key], keras_2, dtypes, others) for key in allowed if key in given
+        }
         if "units" in fields:
             return CLASSES[kind](**arguments, **dtypes, name=name)
         layer = CLASSES[kind](**_zeroed(arguments) if kind == "Bidirectional" else arguments, name=name)
     except TypeError as error:  # an argument of the wrong type, or a missing one
         raise ValueError(f"{kind} {name!r}: {error}") from error
-    if dtypes and _policies(layer) != {_policy(**dtypes)}:
+    if dtypes and {each or "float32" for each in _policies(layer)} != {_policy(**dtypes)}:
         raise ValueError(f"{kind} {name!r} has the dtype {policy!r} and is made of cells with another one.")
     return layer
 
 
-def _read(key: str, value: Any, default: Any, keras_2: bool, dtypes: Mapping[str, Any]) -> Any:
+def _read(key: str, value: Any, default: Any, keras_2: bool, dtypes: Mapping[str, Any], others: Readers) -> Any:
     """An argument of a layer. What equals the default becomes the default, so that equal layers compare so."""
     if key == "activation":
         return activation(value, keras_2, dtypes.get("dtype"))
     if key == "cells":
         cells: list[Any] = []
         for i, first in enumerate(first_places(value)):
-            cells.append(cells[first] if first < i else layer_from(value[i], keras_2))
+            cells.append(cells[first] if first < i else layer_from(value[i], keras_2, others))
         return cells
     if key in _LAYERS and value is not None:
-        layer = layer_from(value, keras_2)
+        layer = layer_from(value, keras_2, others)
         # Keras makes an unnamed list of cells into a stack of its own.
         return layer.cells if isinstance(layer, StackedRNNCells) and layer.name is None else layer
     module = _IDENTIFIERS.get(key.rsplit("_", 1)[-1])
     if module is None or value is None:
         return value
+    if module is initializers and isinstance(value, Mapping) and isinstance(inner := value.get("config"), Mapping):
+        # tf.keras 1 wrote the dtype of the layer here too.
+        value = {**value, "config": {name: each for name, each in inner.items() if name != "dtype"}}
     built = module.get(value, argument=key)
     return default if default is not None and built == module.get(default) else built
 
@@ -187,6 +206,8 @@ def to_config(layer: nn.Module) -> dict[str, Any]:
         raise TypeError(f"`layer` must be one of this library's {', '.join(CLASSES)}, got {layer!r}.")
     config: dict[str, Any] = {} if layer.name is None else {"name": layer.name}
     config["trainable"] = True
+    if isinstance(layer, (RNN, StackedRNNCells)):
+        cells_of(layer)
     policies = _policies(layer)
     if len(policies) > 1:
         raise ValueError(
@@ -258,7 +279,7 @@ def _policies(layer: Any) -> set[str | None]:
     if isinstance(layer, Bidirectional):
         inside = [each for each in (layer.layer, layer.backward_layer) if each is not None]
     else:
-        inside = cells_of(layer)
+        return {_policy(cell.dtype, cell.param_dtype) for cell in _cells(layer)}
     return set().union(*map(_policies, inside))
 
 
@@ -271,10 +292,14 @@ def configs_of(cells: Sequence[Any], config_of: Callable[[Any], dict[str, Any]])
 
 def cells_of(layer: RNN | StackedRNNCells) -> list[Any]:
     """The cells of a layer, each a SimpleRNNCell."""
-    cells = layer.cells if isinstance(layer, StackedRNNCells) else layer.cell
-    cells = cells.cells if isinstance(cells, StackedRNNCells) else cells
-    cells = list(cells) if isinstance(cells, (list, tuple)) else [cells]
+    cells = _cells(layer)
     for cell in cells:
         if type(cell) is not SimpleRNNCell:
             raise ValueError(f"a cell of the class {type(cell).__name__} cannot be represented: only SimpleRNNCell.")
     return cells
+
+
+def _cells(layer: RNN | StackedRNNCells) -> list[Any]:
+    cells = layer.cells if isinstance(layer, StackedRNNCells) else layer.cell
+    cells = cells.cells if isinstance(cells, StackedRNNCells) else cells
+    return list(cells) if isinstance(cells, (list, tuple)) else [cells]

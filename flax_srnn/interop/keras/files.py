@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
-from flax import serialization, traverse_util
-from flax.core import meta
+from flax import serialization
 
 from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, atomic
 from flax_srnn.interop.keras import build, model_files, reading, structure, weights
 from flax_srnn.interop.keras.config import cells_of, configs_of
-from flax_srnn.interop.keras.model import Sequential
+from flax_srnn.interop.keras.model import Model
+from flax_srnn.interop.keras.shared import on_device
 from flax_srnn.layers import states
 
 __all__ = ["convert", "load_model", "load_weights", "save_weights"]
@@ -25,15 +24,22 @@ __all__ = ["convert", "load_model", "load_weights", "save_weights"]
 AnyPath = str | os.PathLike[str]
 
 
-def load_model(path: AnyPath) -> tuple[Sequential, dict[str, Any]]:
+def load_model(path: AnyPath) -> tuple[Model, dict[str, Any]]:
     """A Keras model as a Linen module, with its variables: `module.apply(variables, x)` is Keras's prediction.
 
     Args:
       path: a `.keras` file, a legacy `.h5` file of a whole model, or a folder that `convert` wrote.
 
     Returns:
-      (module, variables). The model is a Sequential, nested ones included, of InputLayer, Embedding, Masking, SimpleRNN, RNN,
-      Bidirectional, TimeDistributed(Dense), Dropout, Dense, Activation, Flatten, BatchNormalization and LayerNormalization.
+      (module, variables). The model is Sequential or functional, nested ones, shared layers and several inputs and outputs
+      included, of
+      InputLayer, Embedding, Masking, Dense, Activation, Flatten, Reshape, Permute, RepeatVector, ActivityRegularization;
+      SimpleRNN, LSTM, GRU, RNN of their cells, Bidirectional, TimeDistributed of any layer;
+      Conv1D, MaxPooling1D, AveragePooling1D, GlobalMaxPooling1D, GlobalAveragePooling1D, ZeroPadding1D;
+      Dropout, SpatialDropout1D, GaussianNoise; ReLU, LeakyReLU, PReLU, ELU, Softmax;
+      BatchNormalization, LayerNormalization, UnitNormalization, Normalization, Rescaling;
+      Concatenate, Add, Subtract, Multiply, Average, Maximum, Minimum, Dot; Keras 3's operations for masks, sums and slices.
+      What needs code of the model's author (Lambda, custom classes) is refused by name.
       Masks go from layer to layer inside it. `variables["params"][name]` are those of the layer with that name;
       "batch_stats" is there for batch normalisation, "carry" for stateful layers.
 
@@ -65,13 +71,16 @@ def load_weights(path: AnyPath) -> dict[str, Any]:
       read as the latter); a Bidirectional:
       `{"forward_layer": params, "backward_layer": params}`: each is `variables["params"]` of that layer here. A nested model:
       such a mapping itself. Dense `{"kernel", "bias"}`, also inside TimeDistributed; Embedding `{"embedding"}`;
-      LayerNormalization `{"scale", "bias"}`; BatchNormalization also `{"mean", "var"}`.
+      LayerNormalization `{"scale", "bias"}`; BatchNormalization also `{"mean", "var"}`. LSTM and GRU have the parameters of
+      `flax.linen.LSTMCell` and `GRUCell`; a GRU with `reset_after=False` those of `flax_srnn.interop.gated.GRUCell`. A layer
+      that is not known here has its arrays under the names in the file: "vars/0", or "conv_lstm2d/kernel" in a legacy one; so
+      has, in a file of weights only, a normalisation without some of its arrays, since the file does not say without which.
       Before Keras 3.6 a `.weights.h5` file does not hold the layers' names; it is then Keras's name for the class with a
       counter. float64 needs `jax_enable_x64`, as everywhere in JAX.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is damaged, beyond the limits, or has arrays of a layer that is not known here.
+      ValueError: it is damaged or beyond the limits.
 
     Source: Keras `Model.load_weights`.
 
@@ -81,9 +90,8 @@ def load_weights(path: AnyPath) -> dict[str, Any]:
     """
     with reading.blaming(path):
         opened = model_files.open_model(path)
-        return weights.nested(
-            {at: jnp.asarray(array) for at, array in opened.arrays(model_files.declared(opened.config)).items()}
-        )
+        params = opened.arrays(model_files.declared(opened.config)).params()
+        return weights.nested({at: on_device(array) for at, array in params.items()})
 
 
 def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -91,7 +99,7 @@ def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], 
 
     Args:
       path: where to; it must end in ".weights.h5", as Keras demands.
-      model: a module that `load_model` returned, for the model that it was; or a SimpleRNN, RNN or Bidirectional of this
+      model: a module that `load_model` returned, for the model that it was, Sequential or functional; or a SimpleRNN, RNN or Bidirectional of this
         library, for `keras.Sequential([keras.Input(…), that layer])`.
       variables: the model's, with "params" and, for batch normalisation, "batch_stats".
       overwrite: replace an existing file.
@@ -115,11 +123,11 @@ def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], 
     if not os.fspath(path).endswith(".weights.h5"):
         raise ValueError(f"`path` must end in '.weights.h5' for Keras to read it, got {os.fspath(path)!r}.")
     layout, variables = _in_model(model, variables)
-    arrays: dict[structure.Path, np.ndarray] = {}
+    given: dict[structure.Path, np.ndarray] = {}
     for collection in ("params", "batch_stats"):
-        tree = meta.unbox(variables.get(collection, {}))
-        arrays |= {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
+        given |= {path: np.asarray(leaf) for path, leaf in weights.flat(variables.get(collection, {})).items()}
     slots = list(structure.slots(layout))
+    arrays = weights.as_keras(slots, given)
     wanted = {slot.path for slot in slots}
     for paths, problem in (
         (wanted - arrays.keys(), "lacks"),
@@ -127,9 +135,6 @@ def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], 
     ):
         if paths:
             raise ValueError(f"`variables` {problem} {sorted('/'.join(path) for path in paths)[:4]}.")
-    for name, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"`variables` must hold floats, got {array.dtype} at {'/'.join(name)!r}.")
     weights.checked(slots, arrays)
     h5py = _h5py()
     if not overwrite:
@@ -146,22 +151,25 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
 
     Args:
       input_path: what `load_model` reads: a Keras file, or such a folder.
-      output_path: a new folder, or a new `.weights.h5` file.
+      output_path: a new folder, whose name has no ending, or a new `.weights.h5` file.
 
     Raises:
       FileNotFoundError: there is no such input.
-      ValueError: as in `load_model`; the output exists, or is to be another kind of file.
+      ValueError: as in `load_model`; the output exists, or has another ending.
 
     >>> convert("no such file.keras", "out")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     FileNotFoundError:
     """
-    if os.fspath(output_path).endswith(".weights.h5"):
-        save_weights(output_path, *load_model(input_path))
-        return
-    if os.fspath(output_path).endswith((".h5", ".keras")):
-        raise ValueError(f"{os.fspath(output_path)}: only .weights.h5 files and folders are written.")
+    os.stat(input_path)
     output = Path(output_path)
+    if output.name.endswith(".weights.h5"):
+        save_weights(output, *load_model(input_path))
+        return
+    if output.suffix:
+        raise ValueError(
+            f"{output}: the ending must be .weights.h5, for a file of Keras's, or none, for a folder; got {output.suffix!r}."
+        )
     _refuse_existing(output)
     with reading.blaming(input_path):
         opened = model_files.open_model(input_path)
@@ -174,12 +182,11 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
         atomic.move_folder(folder, [output])
 
 
-def _module(opened: model_files.Opened) -> tuple[Sequential, dict[str, Any]]:
+def _module(opened: model_files.Opened) -> tuple[Model, dict[str, Any]]:
     if opened.config is None:
         raise ValueError("holds weights and no model: `load_weights` reads them.")
-    keras_2 = None if opened.version is None else opened.version.startswith("2.")
-    module = build.sequential(opened.config, keras_2)
-    return module, build.variables_for(module, opened.arrays(module.structure))
+    module = build.model(opened.config, opened.version)
+    return module, build.variables_for(module, opened.arrays(module.structure).params())
 
 
 def _refuse_existing(path: Path) -> None:
@@ -204,7 +211,7 @@ def _in_model(model: Any, variables: Any) -> tuple[structure.Layer, Mapping[str,
     """The model that a file is written for, and its variables: a layer becomes a Sequential of itself."""
     if not isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a mapping with the key 'params', got {variables!r}.")
-    if isinstance(model, Sequential) and model.structure is not None:
+    if isinstance(model, Model) and model.structure is not None:
         return model.structure, variables
     if type(model) not in (SimpleRNN, RNN, Bidirectional):
         raise TypeError(

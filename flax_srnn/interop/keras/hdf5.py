@@ -6,7 +6,7 @@ an address only after it was checked against the bytes at hand, runs nothing, wr
 one budget, so that it ends, with a ValueError, on whatever it is given.
 
 It knows the classic layout, which h5py chooses by default and every version of Keras writes: superblock 0 or 1, groups as
-symbol tables, version 1 object headers, contiguous or compact arrays of floats. Everything else that HDF5 can do is
+symbol tables, version 1 object headers, contiguous or compact arrays of floats or integers. Everything else that HDF5 can do is
 refused by name: links that are not hard, external or virtual storage, chunks and with them filters and fill values.
 
 Source: HDF5 File Format Specification 3.0, whose sections are named below; all integers are little-endian, and addresses
@@ -55,7 +55,7 @@ _CLASSES = (
     "enum",
     "variable-length",
 )
-_FLOAT, _STRING, _OPAQUE, _VARIABLE = 1, 3, 5, 9
+_INTEGER, _FLOAT, _STRING, _OPAQUE, _VARIABLE = 0, 1, 3, 5, 9
 _FLOATS: dict[tuple[int, ...], np.dtype] = {
     (0, 16, 10, 5, 0, 10, 15): np.dtype(np.float16),
     (0, 32, 23, 8, 0, 23, 127): np.dtype(np.float32),
@@ -65,7 +65,7 @@ _FLOATS: dict[tuple[int, ...], np.dtype] = {
 
 
 class Datatype(NamedTuple):
-    """What one element is: the class's name, its bytes, and for a float its NumPy dtype."""
+    """What one element is: the class's name, its bytes, and for a number its NumPy dtype."""
 
     kind: str
     size: int
@@ -134,7 +134,7 @@ class Dataset(Node):
         self.shape = reader.dataspace(self._required(_DATASPACE, "dataspace"), path)
 
     def array(self) -> np.ndarray:
-        """The elements, not copied. Only floats; bfloat16 is what Keras stores as two opaque bytes with a note."""
+        """The elements, not copied. Only numbers; bfloat16 is what Keras stores as two opaque bytes with a note."""
         reader, datatype = self._reader, self._reader.datatype(self._required(_DATATYPE, "datatype"), self.path)
         dtype = datatype.dtype
         if (
@@ -145,7 +145,7 @@ class Dataset(Node):
         ):
             dtype = np.dtype(ml_dtypes.bfloat16)
         if dtype is None:
-            raise ValueError(f"{self.path!r} holds elements of the type {datatype.kind}, not floats.")
+            raise ValueError(f"{self.path!r} holds elements of the type {datatype.kind}, not numbers.")
         for kind, what in ((_EXTERNAL_FILES, "is stored in other files"), (_FILTERS, "is compressed or filtered")):
             if kind in self._messages:
                 raise ValueError(f"{self.path!r} {what}: only arrays stored plainly in this file are read.")
@@ -345,6 +345,8 @@ class _Reader:
         name = _CLASSES[kind] if kind < len(_CLASSES) else "unknown"
         if kind == _VARIABLE:
             return Datatype("variable-length string" if self._uint(start + 1, 1) & 15 == 1 else name, size)
+        if kind == _INTEGER:
+            return Datatype(name, size, self._integer(start, size, path))
         if kind != _FLOAT:
             return Datatype(name, size)
         widths = (2, 2, 1, 1, 1, 1, 4)
@@ -356,6 +358,13 @@ class _Reader:
         if order > (dtype.kind == "f"):
             raise ValueError(f"{path!r} holds floats in an order of bytes that NumPy does not have.")
         return Datatype(name, size, dtype.newbyteorder(">" if order else "<"))
+
+    def _integer(self, start: int, size: int, path: str) -> np.dtype:
+        """Bits 0 and 3 of the class's flags: the order of bytes, and whether there is a sign."""
+        flags = self._uint(start + 1, 1)
+        if size not in (1, 2, 4, 8) or (self._uint(start + 8, 2), self._uint(start + 10, 2)) != (0, 8 * size):
+            raise ValueError(f"{path!r} holds integers that are not made of 1, 2, 4 or 8 whole bytes.")
+        return np.dtype(f"{'>' if flags & 1 else '<'}{'i' if flags & 8 else 'u'}{size}")
 
     def storage(self, message: Message, size: int, path: str) -> int:
         """IV.A.2.i, data layout: where the `size` bytes of an array stand."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Opened(NamedTuple):
 
     config: dict[str, Any] | None
     version: str | None
-    arrays: Callable[[structure.Layer | None], dict[structure.Path, np.ndarray]]
+    arrays: Callable[[structure.Layer | None], weights.Found]
 
 
 def open_model(path: str | os.PathLike[str]) -> Opened:
@@ -43,12 +44,37 @@ def open_model(path: str | os.PathLike[str]) -> Opened:
         stored = root.group("model_weights")
         if stored is None:
             raise ValueError("has a model's configuration and no 'model_weights'.")
+        config = _named(config, weights.listed(stored, "layer_names"))
         config = _with_shared_cells(config)
         version = "".join(root.strings("keras_version")) if "keras_version" in root else None
         return Opened(config, version, functools.partial(_legacy_arrays, stored))
     if "layer_names" in root or "layer_names0" in root:
         return Opened(None, None, functools.partial(_legacy_arrays, root))
     return Opened(None, None, functools.partial(_group_arrays, root))
+
+
+def _named(config: Any, names: Sequence[str] = ()) -> Any:
+    """The configuration of a model with those inside it in the form of Keras 2.2.3 and later.
+
+    Before, a Sequential model was the list of its layers, without a name. Where it lies in a functional model, its name stands
+    beside it; in a Sequential one it is what the file calls it, `names` being its layers; below that, where no file has its
+    name, it gets one.
+    """
+    given = (
+        config.get("config") if isinstance(config, Mapping) and config.get("class_name") in structure.MODELS else None
+    )
+    given = {"name": config.get("name"), "layers": given} if isinstance(given, list) else given
+    if not isinstance(given, Mapping) or not isinstance(given.get("layers"), list):
+        return config
+    layers = [_named(each) for each in given["layers"]]
+    inner = [each["config"] for each in layers if isinstance(each, Mapping) and isinstance(each.get("config"), Mapping)]
+    taken = {name for each in inner if isinstance(name := each.get("name"), str)}
+    others = itertools.chain(names, (f"sequential_{i}" for i in itertools.count(1)))
+    free = (name for name in others if name not in taken)
+    for each in inner:
+        if "layers" in each and each.get("name") is None:
+            each["name"] = next(free)
+    return {**config, "config": {**given, "layers": layers}}
 
 
 def _with_shared_cells(config: Any) -> Any:
@@ -82,7 +108,7 @@ def _open_folder(folder: Path) -> Opened:
     config = reading.read_json(reading.read_file(folder / "config.json", reading.MAX_JSON_BYTES))
     metadata = reading.read_json(reading.read_file(folder / "metadata.json", reading.MAX_JSON_BYTES))
     data = reading.read_file(folder / VARIABLES)
-    return Opened(config, _version(metadata), lambda layout: _restored(data))
+    return Opened(config, _version(metadata), lambda layout: weights.Found((), _restored(data)))
 
 
 def _version(metadata: Mapping[str, Any]) -> str | None:
@@ -97,11 +123,15 @@ def declared(config: dict[str, Any] | None) -> structure.Layer | None:
     return structure.from_config(config)
 
 
-def _group_arrays(root: hdf5.Group, layout: structure.Layer | None) -> dict[structure.Path, np.ndarray]:
-    return weights.read_groups(root, structure.from_group(root) if layout is None else layout)
+def _group_arrays(root: hdf5.Group, layout: structure.Layer | None) -> weights.Found:
+    if layout is None:
+        layout = structure.from_group(root)
+    elif structure.CHECKPOINT_DEPENDENCIES in root.members:
+        layout = structure.in_checkpoint_dependencies(layout)
+    return weights.read_groups(root, layout)
 
 
-def _legacy_arrays(group: hdf5.Group, layout: structure.Layer | None) -> dict[structure.Path, np.ndarray]:
+def _legacy_arrays(group: hdf5.Group, layout: structure.Layer | None) -> weights.Found:
     return weights.read_legacy(group, None if layout is None else {each.key: each for each in layout.children})
 
 
@@ -113,8 +143,8 @@ def _restored(data: bytes) -> dict[structure.Path, np.ndarray]:
     except Exception as error:  # msgpack and Flax report damage in many ways
         raise ValueError(f"{VARIABLES} is damaged: {error}") from error
     for path, leaf in flat.items():
-        if not isinstance(leaf, np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{VARIABLES} has at {path} no array of floats.")
+        if not isinstance(leaf, np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.number):
+            raise ValueError(f"{VARIABLES} has at {path} no array of numbers.")
     return flat
 
 

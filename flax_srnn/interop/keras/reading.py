@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -31,6 +32,7 @@ MAX_JSON_BYTES = 16 * 2**20
 
 _CENTRAL_DIRECTORY_ENTRY = b"PK\x01\x02"
 _ENCRYPTED = 0x1
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}  # into the depth of JSON
 
 
 @contextlib.contextmanager
@@ -114,10 +116,8 @@ def read_json(text: bytes | str) -> dict[str, Any]:
     _check_size("the JSON", len(text), MAX_JSON_BYTES)
     try:
         text = text if isinstance(text, str) else text.decode()
-        depth = deepest = 0
-        for token in re.finditer(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', text, re.DOTALL):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-            deepest = max(deepest, depth)
+        brackets = re.sub(r"[^\[\]{}]++", "", re.sub(r'"(?:[^"\\]++|\\.)*+"', "", text, flags=re.DOTALL))
+        deepest = max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0)
         if deepest > MAX_CONFIG_DEPTH:
             raise ValueError(f"nested {deepest} deep; at most {MAX_CONFIG_DEPTH} is read.")
         value = json.loads(text)

@@ -13,12 +13,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flax_srnn import constraints, regularizers
 from flax_srnn.interop.keras.hdf5 import MAX_DEPTH, Dataset, Group, Node
 
 __all__ = [
-    "ARRAYS", "MODELS", "NO_LAYERS", "Array", "Layer", "Path", "Slot",
-    "array_name", "first_places", "from_config", "from_group", "group_names", "join", "parse", "slots", "slots_named",
-    "trainable_first",
+    "ARRAYS", "CHECKPOINT_DEPENDENCIES", "GRU_RESET_AFTER", "MODELS", "NO_LAYERS", "Array", "Layer", "Path", "Slot",
+    "array_name", "first_places", "from_config", "from_group", "group_names",
+    "in_checkpoint_dependencies", "is_operation", "join", "name_of", "named", "parse", "slots",
+    "slots_named", "trainable_first", "walk",
 ]  # fmt: skip
 
 Path = tuple[str, ...]
@@ -35,20 +37,37 @@ class Array(NamedTuple):
       sizes: a letter for each dimension, equal letters of a layer are equal sizes; None: a shape that all the layer's
         arrays have.
       switch: the argument that switches it off, if there is one.
+      instead: the argument that takes its place where it is given, if there is one.
       trained: False for running statistics.
+      integer: True for what holds integers, not floats.
+      regularizer, constraint: of its layer's configuration, where these were asked for.
     """
 
     name: str
     here: str
     sizes: str | None = None
     switch: str = ""
+    instead: str = ""
     trained: bool = True
+    integer: bool = False
+    regularizer: Any = None
+    constraint: Any = None
 
 
 _KERNEL, _BIAS = Array("kernel", "kernel", "FU"), Array("bias", "bias", "U", switch="use_bias")
+_GATED = (
+    Array("kernel", "kernel", "FG"),
+    Array("recurrent_kernel", "recurrent_kernel", "UG"),
+)  # G: of all gates together
+_BIAS_OF_GATES = Array("bias", "bias", "G", switch="use_bias")
+GRU_RESET_AFTER = "GRUCell, reset after"  # which has a bias for each of its two products
+_GATE_COUNTS = {"SimpleRNNCell": 1, "LSTMCell": 4, "GRUCell": 3, GRU_RESET_AFTER: 3}
 _GAMMA, _BETA = Array("gamma", "scale", switch="scale"), Array("beta", "bias", switch="center")
 ARRAYS: dict[str, tuple[Array, ...]] = {
     "SimpleRNNCell": (_KERNEL, Array("recurrent_kernel", "recurrent_kernel", "UU"), _BIAS),
+    "LSTMCell": (*_GATED, _BIAS_OF_GATES),
+    "GRUCell": (*_GATED, _BIAS_OF_GATES),
+    GRU_RESET_AFTER: (*_GATED, Array("bias", "bias", "DG", switch="use_bias")),
     "Dense": (_KERNEL, _BIAS),
     "Embedding": (Array("embeddings", "embedding", "VE"),),
     "BatchNormalization": (
@@ -58,19 +77,32 @@ ARRAYS: dict[str, tuple[Array, ...]] = {
         Array("moving_variance", "var", trained=False),
     ),
     "LayerNormalization": (_GAMMA, _BETA),
+    "Conv1D": (Array("kernel", "kernel", "KFU"), _BIAS),
+    "PReLU": (Array("alpha", "alpha"),),
+    "Normalization": (
+        Array("mean", "mean", instead="mean", trained=False),
+        Array("variance", "var", instead="mean", trained=False),
+        Array("count", "count", "", instead="mean", trained=False, integer=True),
+    ),
 }
 """The arrays of a class's own, in Keras's order."""
 
 # Keras's attributes that hold several layers ("_layer_checkpoint_dependencies" is 2.13's "layers"), those that hold one,
 # and the class that is meant where nothing says it; and what a file holds beside layers.
-_LISTS = ("layers", "cells", "_layer_checkpoint_dependencies")
+CHECKPOINT_DEPENDENCIES = "_layer_checkpoint_dependencies"
+_LISTS = ("layers", "cells", CHECKPOINT_DEPENDENCIES)
 _INNER = {"cell": "SimpleRNNCell", "layer": "Dense"}
+_STACK = "stacked_rnn_cells"
 _DIRECTIONS = ("forward_layer", "backward_layer")
 NO_LAYERS = ("vars", "seed_generator", "optimizer", "metrics")
 # What may lie directly inside, of the classes that hold others. A Bidirectional has its layer twice: one in the other, thirty
 # deep, would be a billion layers.
-_HOLDERS = (*MODELS, "SimpleRNN", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed")
-_INSIDE = {"Bidirectional": ("SimpleRNN", "RNN"), "RNN": ("StackedRNNCells",), "StackedRNNCells": ("StackedRNNCells",)}
+_HOLDERS = (*MODELS, "SimpleRNN", "LSTM", "GRU", "RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed")
+_INSIDE = {
+    "Bidirectional": ("SimpleRNN", "LSTM", "GRU", "RNN"),
+    "RNN": ("StackedRNNCells",),
+    "StackedRNNCells": ("StackedRNNCells",),
+}
 
 
 class Layer(NamedTuple):
@@ -83,6 +115,7 @@ class Layer(NamedTuple):
       arrays: its own, without those that were switched off.
       children: the layers inside it.
       trainable: False if it was frozen.
+      raw: it is not known here: whatever arrays the file has in its place are its.
     """
 
     kind: str
@@ -91,6 +124,7 @@ class Layer(NamedTuple):
     arrays: tuple[Array, ...] = ()
     children: tuple[Layer, ...] = ()
     trainable: bool = True
+    raw: bool = False
 
 
 class Slot(NamedTuple):
@@ -104,14 +138,36 @@ class Slot(NamedTuple):
     trainable: bool
 
 
-def slots(layer: Layer, group: str = "", path: Path = (), trainable: bool = True) -> Iterator[Slot]:
-    """Every array of a layer, in Keras's order."""
+def walk(
+    layer: Layer, group: str = "", path: Path = (), trainable: bool = True
+) -> Iterator[tuple[Layer, str, Path, bool]]:
+    """A layer and those inside it, each with its group, its place in the parameters, and whether it is trained."""
     group, path = join(group, layer.group), (*path, layer.key) if layer.key else path
     trainable = trainable and layer.trainable
-    for number, array in enumerate(layer.arrays):
-        yield Slot(layer.kind, group, number, array, (*path, array.here), trainable and array.trained)
+    yield layer, group, path, trainable
     for child in layer.children:
-        yield from slots(child, group, path, trainable)
+        yield from walk(child, group, path, trainable)
+
+
+def in_checkpoint_dependencies(layer: Layer) -> Layer:
+    """The layer with the groups of Keras 2.12, which counts a layer that has arrays twice."""
+    children = tuple(map(in_checkpoint_dependencies, layer.children))
+    if layer.kind in MODELS:
+        counted = [(child, first) for child in children for first in ((True, False) if any(slots(child)) else (True,))]
+        names = group_names([child.kind for child, _ in counted])
+        named = [name for name, (_, first) in zip(names, counted, strict=True) if first]
+        children = tuple(
+            child._replace(group=f"{CHECKPOINT_DEPENDENCIES}/{name}")
+            for child, name in zip(children, named, strict=True)
+        )
+    return layer._replace(children=children)
+
+
+def slots(layer: Layer) -> Iterator[Slot]:
+    """Every array of a layer that is known before the file is read, in Keras's order."""
+    for each, group, path, trainable in walk(layer):
+        for number, array in enumerate(each.arrays):
+            yield Slot(each.kind, group, number, array, (*path, array.here), trainable and array.trained)
 
 
 def trainable_first(layer: Layer) -> list[Slot]:
@@ -122,52 +178,75 @@ def trainable_first(layer: Layer) -> list[Slot]:
 # Layers, from a configuration
 
 
-def from_config(config: Any, key: str = "", group: str = "") -> Layer:
-    """The layer or model with this Keras configuration. A class that is not known here has no arrays.
+def from_config(config: Any, key: str = "", group: str = "", *, rules: bool = False) -> Layer:
+    """The layer or model with this Keras configuration. A class that is not known here has arrays that only the file tells.
+
+    Args:
+      key, group: see `Layer`.
+      rules: read the regularizers and constraints too.
 
     Raises:
       ValueError: a part of it is no configuration of a layer; two layers of a model have the same name; a layer cannot lie
         inside that one.
     """
     kind, arguments = parse(config)
+    kind = GRU_RESET_AFTER if kind == "GRUCell" and arguments.get("reset_after") else kind
     children: Iterable[Layer] = ()
     if kind in MODELS:
-        configs = _entry(arguments, "layers", list, kind)
-        groups = group_names([parse(each)[0] for each in configs])
-        places = zip(configs, _layer_names(configs), groups, strict=True)
-        children = [from_config(each, name, f"layers/{place}") for each, name, place in places]
-    elif kind == "SimpleRNN":
-        children = [cell(arguments.get("use_bias", True))]
+        # An operation between layers has no arrays and no group.
+        layers = [
+            (name, each) for name, each in named(_entry(arguments, "layers", list, kind)) if not is_operation(each)
+        ]
+        groups = group_names([parse(each)[0] for _, each in layers])
+        children = [
+            from_config(each, name, f"layers/{place}", rules=rules)
+            for (name, each), place in zip(layers, groups, strict=True)
+        ]
+    elif f"{kind}Cell" in ARRAYS:
+        children = [from_config({"class_name": f"{kind}Cell", "config": arguments}, "", "cell", rules=rules)]
     elif kind == "StackedRNNCells":
         cells = _entry(arguments, "cells", list, kind)
         groups = group_names([parse(each)[0] for each in cells])
         own = sorted(set(first_places(cells)))
-        children = [from_config(cells[i], _cell_key(i, len(cells)), f"cells/{groups[i]}") for i in own]
+        children = [from_config(cells[i], _cell_key(i, len(cells)), f"cells/{groups[i]}", rules=rules) for i in own]
     elif kind == "Bidirectional":
         forward = _entry(arguments, "layer", Mapping, kind)
         both = (forward, arguments.get("backward_layer") or forward)
-        children = [from_config(each, name, name) for each, name in zip(both, _DIRECTIONS, strict=True)]
+        children = [from_config(each, name, name, rules=rules) for each, name in zip(both, _DIRECTIONS, strict=True)]
     elif kind in ("RNN", "TimeDistributed"):
         attribute = "cell" if kind == "RNN" else "layer"
-        children = [from_config(_entry(arguments, attribute, Mapping, kind), "", attribute)]
+        children = [from_config(_entry(arguments, attribute, Mapping, kind), "", attribute, rules=rules)]
     children = tuple(children)
     for child in children:
         if child.kind in _HOLDERS and child.kind not in _INSIDE.get(kind, _HOLDERS):
             raise ValueError(f"a {child.kind} cannot lie inside a {kind}.")
-    arrays = tuple(each for each in ARRAYS.get(kind, ()) if not each.switch or arguments.get(each.switch, True))
-    return Layer(kind, key, group, arrays, children, bool(arguments.get("trainable", True)))
+    raw = kind not in _HOLDERS and kind not in ARRAYS
+    arrays = tuple(
+        _ruled(each, arguments) if rules else each
+        for each in ARRAYS.get(kind, ())
+        if arguments.get(each.switch, True) and arguments.get(each.instead) is None
+    )
+    return Layer(kind, key, group, arrays, children, bool(arguments.get("trainable", True)), raw)
 
 
-def cell(use_bias: bool) -> Layer:
-    """The one cell of a SimpleRNN, or of an RNN around one."""
-    arrays = ARRAYS["SimpleRNNCell"]
-    return Layer("SimpleRNNCell", "", "cell", arrays if use_bias else arrays[:-1])
+def _ruled(array: Array, arguments: Mapping[str, Any]) -> Array:
+    """With the regularizer and the constraint that the layer's arguments name after the array."""
+    stem = "recurrent" if array.name == "recurrent_kernel" else array.name
+    regularizer, constraint = f"{stem}_regularizer", f"{stem}_constraint"
+    try:
+        return array._replace(
+            regularizer=regularizers.get(arguments.get(regularizer), argument=regularizer),
+            constraint=constraints.get(arguments.get(constraint), argument=constraint),
+        )
+    except TypeError as error:  # an argument of the wrong type
+        raise ValueError(f"layer {arguments.get('name')!r}: {error}") from error
 
 
 def first_places(cells: Sequence[Any]) -> list[int]:
     """Where in a stack each cell stands first: one that is there twice has one set of arrays, and its place's names."""
     objects = [cell.get("shared_object_id") if isinstance(cell, Mapping) else None for cell in cells]
-    return [i if each is None else objects.index(each) for i, each in enumerate(objects)]
+    first: dict[Any, int] = {}
+    return [first.setdefault(each, i) if isinstance(each, (int, str)) else i for i, each in enumerate(objects)]
 
 
 def _cell_key(number: int, count: int) -> str:
@@ -207,14 +286,33 @@ def _entry(arguments: Mapping[str, Any], name: str, kind: Any, owner: str) -> An
     return value
 
 
-def _layer_names(configs: Sequence[Any]) -> list[str]:
-    names: dict[str, None] = {}
+def named(configs: Sequence[Any]) -> list[tuple[str, Any]]:
+    """(name, configuration) of a model's layers.
+
+    Raises:
+      ValueError: a name is missing or there twice.
+    """
+    names: dict[str, Any] = {}
     for config in configs:
-        name = parse(config)[1].get("name")
+        name = name_of(config)
         if not isinstance(name, str) or not name or name in names:
             raise ValueError(f"a layer has the name {name!r}: the names of a model's layers must be given and differ.")
-        names[name] = None
-    return list(names)
+        names[name] = config
+    return list(names.items())
+
+
+def name_of(config: Mapping[str, Any]) -> Any:
+    """A layer's name in its model; an operation may have it beside its arguments only."""
+    own = parse(config)[1].get("name")
+    return config.get("name") or own
+
+
+def is_operation(config: Mapping[str, Any]) -> bool:
+    """Whether it is not a layer but one of Keras 3's functions of arrays, which may have the same name as a layer."""
+    _, arguments = parse(config)
+    if isinstance(module := config.get("module"), str):
+        return "ops" in module.split(".")
+    return "inbound_nodes" in config and arguments.keys() <= {"name", "axis", "keepdims", "dtype"}
 
 
 # Layers, from a file that holds weights only
@@ -228,8 +326,6 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
       key, path: as in `Layer`.
       guess: the class where neither Keras's name of the group nor that of the layer tells it.
 
-    Raises:
-      ValueError: arrays of a layer that is not known here.
     """
     arrays = _members(group.members.get("vars"), Dataset)
     if arrays:
@@ -244,8 +340,9 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
             # Keras counts a cell that stands in a stack twice each time, and writes it once.
             counters = [_stem(place)[1] for place, _ in several]
             places = counters if len(set(counters)) == len(counters) else range(len(counters))
+            count = max(places, default=0) + 1
             for i, (place, each) in zip(places, several, strict=True):
-                own = _cell_key(i, max(places) + 1) if name == "cells" else _own_name(each)
+                own = _cell_key(i, count) if name == "cells" else _own_name(each)
                 children.append(from_group(each, own, f"{name}/{place}"))
         elif name in _INNER and path:
             children.append(from_group(node, "", name, _INNER[name]))
@@ -255,17 +352,50 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
 
 
 def _recognised(where: str, name: str, shapes: list[tuple[int, ...]], key: str, path: str, guess: str) -> Layer:
-    """The layer without others inside that has arrays of these shapes."""
+    """The layer without others inside that has arrays of these shapes; a raw one if it is none that is known here.
+
+    Raises:
+      ValueError: the file calls it one that is known here, and these are not as many arrays as that has.
+    """
+    if path == "activation":  # of a layer whose arrays are its own
+        raise ValueError(f"{where!r}, an activation with arrays, is not known here.")
     stems = {stem: kind for kind, stem in zip(ARRAYS, group_names(list(ARRAYS)), strict=True)}
-    told = [stems.get(_stem(text)[0]) for text in (where.rsplit("/", 1)[-1], name)]
-    kind = told[0] or told[1] or guess or ("Dense" if [len(shape) for shape in shapes] == [2, 1] else "")
-    known = ARRAYS.get(kind, ())
-    # A bias is the last one and may be missing; which one of several others is missing cannot be told.
-    if len(shapes) != len(known) and known[len(shapes) :] != (_BIAS,):
+    *_, parent, group = ("", *where.split("/"))
+    told = [stems.get(text) for text in (f"{_stem(parent)[0]}_{group}", _stem(group)[0], _stem(name)[0])]
+    called = next(filter(None, told), "")
+    kind = called or guess or ("Dense" if [len(shape) for shape in shapes] == [2, 1] else "")
+    variants = [each for each in ARRAYS if each.partition(",")[0] == called]
+    candidates: Iterable[str] = variants or (_GATE_COUNTS if kind in _GATE_COUNTS else [kind])
+    for candidate in candidates:
+        known = ARRAYS.get(candidate, ())[: len(shapes)]
+        if known and _is_complete(candidate, shapes) and _fits(candidate, known, shapes):
+            return Layer(candidate, key, path, known)
+    known = ARRAYS.get(called, ())
+    ambiguous = sum(bool(array.switch) for array in known) > 1 and len(shapes) < len(known)
+    if called and not ambiguous and not _is_complete(called, shapes):
         raise ValueError(
             f"{where!r} holds {len(shapes)} arrays of the shapes {shapes[:4]}: a layer that is not known here."
         )
-    return Layer(kind, key, path, known[: len(shapes)])
+    if called and not ambiguous:  # what does not fit is found wanting when the arrays are checked
+        return Layer(called, key, path, known[: len(shapes)])
+    return Layer(called, key, path, raw=True)
+
+
+def _is_complete(kind: str, shapes: Sequence[Any]) -> bool:
+    """Whether a layer may have so many arrays: a bias is the last one and may be missing. Which one of several others is missing,
+    as a normalisation's, cannot be told."""
+    known = ARRAYS.get(kind, ())
+    return len(shapes) == len(known) or [array.name for array in known[len(shapes) :]] == ["bias"]
+
+
+def _fits(kind: str, arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether arrays of this class may have these shapes, as far as their dimensions and the number of gates tell."""
+    several = list(zip(arrays, shapes, strict=False))
+    ranks = all(array.sizes is None or len(array.sizes) == len(shape) for array, shape in several)
+    if kind not in _GATE_COUNTS or not ranks or len(shapes) < 2:
+        return ranks
+    units, width = shapes[1]
+    return width == _GATE_COUNTS[kind] * units
 
 
 def _members(node: Node | None, kind: type) -> dict[str, Any]:
@@ -298,41 +428,50 @@ def _stem(name: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else (name, 0)
 
 
-def slots_named(names: Sequence[str], key: str) -> list[Slot]:
-    """What the arrays of a layer in a legacy weights file are, told by their names, in their order.
+def slots_named(arrays: Mapping[str, tuple[int, ...]], key: str) -> list[Slot] | None:
+    """What the arrays of a layer in a legacy weights file are, told by their names and shapes, in their order.
 
-    Such a file does not say what a layer is: a nested model of one layer reads like that layer.
-
-    Raises:
-      ValueError: the names are not those of a layer that is known here.
+    Such a file does not say what a layer is: a nested model of one layer reads like that layer. None: not one known here.
     """
-    entries = [(tuple(name.split("/")[:-1][:MAX_DEPTH]), array_name(name), i) for i, name in enumerate(names)]
-    return sorted(_from_folders(entries, (key,)), key=lambda slot: slot.number)
+    places = [(tuple(name.split("/")[:-1][:MAX_DEPTH]), array_name(name)) for name in arrays]
+    if len(set(places)) < len(places):  # before tf.keras the cells of a stack had counters and no folders
+        stacked = [re.search(r"(?:_(\d+))?(?::\d+)?$", name) for name in arrays]
+        counters = [found[1] or "0" if found else "0" for found in stacked]
+        places = [((*folder, _STACK, i), name) for (folder, name), i in zip(places, counters, strict=True)]
+    entries = [(*place, shape, i) for i, (place, shape) in enumerate(zip(places, arrays.values(), strict=True))]
+    found = _from_folders(entries, (key,))
+    return None if found is None else sorted(found, key=lambda slot: slot.number)
 
 
-def _from_folders(entries: list[tuple[Path, str, int]], path: Path) -> Iterator[Slot]:
-    """The arrays with these folders and names; folders that differ are layers inside the layer at `path`."""
-    folders = list(dict.fromkeys(folder for folder, _, _ in entries))
+def _from_folders(entries: list[tuple[Path, str, tuple[int, ...], int]], path: Path) -> list[Slot] | None:
+    """The arrays with these folders, names and shapes; folders that differ are layers inside the layer at `path`."""
+    folders = list(dict.fromkeys(folder for folder, *_ in entries))
     depth = next((d for d in range(min(map(len, folders))) if len({folder[d] for folder in folders}) > 1), None)
     if depth is None:
-        names = tuple(name for _, name, _ in entries)
+        names, shapes = [name for _, name, _, _ in entries], [shape for _, _, shape, _ in entries]
         for kind, known in ARRAYS.items():
             arrays = [array for array in known if array.name in names or not array.switch]
-            if len(folders) == 1 and names == tuple(array.name for array in arrays):
-                for array, (_, _, number) in zip(arrays, entries, strict=True):
-                    yield Slot(kind, "", number, array, (*path, array.here), True)
-                return
-        raise ValueError(f"the layer {'/'.join(path)!r} has the arrays {names[:6]}: it is not known here.")
-    inside: dict[str, list[tuple[Path, str, int]]] = {}
+            if len(folders) == 1 and names == [array.name for array in arrays] and _fits(kind, arrays, shapes):
+                return [
+                    Slot(kind, "", number, array, (*path, array.here), True)
+                    for array, (*_, number) in zip(arrays, entries, strict=True)
+                ]
+        return None
+    inside: dict[str, list[tuple[Path, str, tuple[int, ...], int]]] = {}
     for entry in entries:
         inside.setdefault(entry[0][depth], []).append(entry)
     keys = list(inside)
     if [name.split("_")[0] for name in keys] == ["forward", "backward"]:
         keys = list(_DIRECTIONS)
-    elif depth and folders[0][depth - 1].startswith("stacked_rnn_cells"):
+    elif depth and folders[0][depth - 1].startswith(_STACK):
         keys = [_cell_key(i, len(keys)) for i in range(len(keys))]
+    found: list[Slot] = []
     for name, each in zip(keys, inside.values(), strict=True):
-        yield from _from_folders(each, (*path, name))
+        slots = _from_folders(each, (*path, name))
+        if slots is None:
+            return None
+        found += slots
+    return found
 
 
 def array_name(path: str) -> str:
