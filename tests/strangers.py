@@ -204,3 +204,24 @@ def hostile(path, config, match, capsys, arrays=None):
     elif not isinstance(result, ValueError):
         applied(*result)
     shown(path, capsys)
+
+
+def damaged_at(rng, data, at, length, values):
+    """Bytes with one kind of damage at a place: a bit, one of some values, a piece from elsewhere, an end, a gap, an insertion."""
+    data = bytearray(data)
+    match rng.randrange(6):
+        case 0:
+            data[at] ^= 1 << rng.randrange(8)
+        case 1:
+            piece = rng.choice(values)
+            data[at : at + len(piece)] = piece
+        case 2:
+            other = rng.randrange(len(data))
+            data[at : at + length] = data[other : other + length]
+        case 3:
+            del data[at:]
+        case 4:
+            del data[at : at + length]
+        case 5:
+            data[at:at] = rng.randbytes(length)
+    return bytes(data)

@@ -22,7 +22,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from strangers import SECONDS, write_archive
+from strangers import SECONDS, damaged_at, write_archive
 
 from flax_srnn.interop.keras import describe, load_model, load_weights
 
@@ -56,22 +56,7 @@ def damaged_bytes(rng, data):
         rng.randrange(len(data)).to_bytes(8, "little"),
         (2**40).to_bytes(8, "little"),
     ]
-    match rng.randrange(6):
-        case 0:
-            data[at] ^= 1 << rng.randrange(8)
-        case 1:
-            piece = rng.choice(values)
-            data[at : at + len(piece)] = piece
-        case 2:
-            other = rng.randrange(len(data))
-            data[at : at + length] = data[other : other + length]
-        case 3:
-            del data[at:]
-        case 4:
-            del data[at : at + length]
-        case 5:
-            data[at:at] = rng.randbytes(length)
-    return bytes(data)
+    return damaged_at(rng, data, at, length, values)
 
 
 def damaged_json(rng, text):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from strangers import SECONDS, refused
+from strangers import SECONDS, damaged_at, refused
 
 from flax_srnn.__main__ import main
 from flax_srnn.interop.torch import from_torch
@@ -183,21 +183,8 @@ def _damaged(rng, data):
     header = 8 + int.from_bytes(data[:8], "little")
     at = rng.randrange(8 if rng.random() < 0.2 else header if rng.random() < 0.7 else len(data))
     length = rng.choice([1, 2, 4, 8, 32])
-    match rng.randrange(6):
-        case 0:
-            data[at] ^= 1 << rng.randrange(8)
-        case 1:
-            data[at : at + length] = rng.choice([bytes(length), b"\xff" * length, b"9" * length, rng.randbytes(length)])
-        case 2:
-            other = rng.randrange(len(data))
-            data[at : at + length] = data[other : other + length]
-        case 3:
-            del data[at:]
-        case 4:
-            del data[at : at + length]
-        case 5:
-            data[at:at] = rng.randbytes(length)
-    return bytes(data)
+    values = [bytes(length), b"\xff" * length, b"9" * length, rng.randbytes(length)]
+    return damaged_at(rng, data, at, length, values)
 
 
 def test_damaged_files(inside):

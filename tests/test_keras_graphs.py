@@ -194,6 +194,13 @@ def test_inputs_by_position_in_a_list_in_a_mapping_and_by_name(two_inputs):
         np.testing.assert_allclose(run(*arguments, **options), expected, atol=1e-6)
 
 
+def test_a_mask_needs_time(tmp_path):
+    keras.Sequential([keras.Input(()), layers.Embedding(5, 3)]).save(tmp_path / "model.keras")
+    module, variables = load_model(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="`mask` is for inputs over time"):
+        module.apply(variables, np.ones(3), mask=np.ones((3, 1), bool))
+
+
 def test_inputs_that_do_not_fit_are_refused(two_inputs):
     run, x, h, _ = two_inputs
     for arguments in ((), (x,), ([x],), (x, h, h), ([x, h, h],)):

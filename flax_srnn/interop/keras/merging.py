@@ -42,7 +42,7 @@ class _Elementwise(nn.Module):
         return self.merged(aligned, used), None if some_unmasked else functools.reduce(jnp.logical_or, mask)
 
     def merged(self, inputs: list[jax.Array], used: list[Any]) -> jax.Array:
-        raise NotImplementedError
+        raise NotImplementedError  # every layer below has its own
 
 
 class Add(_Elementwise):

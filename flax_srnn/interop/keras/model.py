@@ -229,7 +229,11 @@ def _checked(declared: Input, value: Any, mask: Any) -> Tensor:
         raise ValueError(
             f"`inputs` must have the shape {shape} (None: any size) for {declared.name!r}, got {validation.describe(x)}."
         )
-    return Tensor(x, None if mask is None else validation.step_flags("mask", mask, x.shape[:1], x.shape[1]))
+    if mask is None:
+        return Tensor(x)
+    if x.ndim < 2:
+        raise ValueError(f"`mask` is for inputs over time, and {declared.name!r} is {validation.describe(x)}.")
+    return Tensor(x, validation.step_flags("mask", mask, x.shape[:1], x.shape[1]))
 
 
 # Calls of layers

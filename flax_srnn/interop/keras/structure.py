@@ -55,10 +55,8 @@ class Array(NamedTuple):
 
 
 _KERNEL, _BIAS = Array("kernel", "kernel", "FU"), Array("bias", "bias", "U", switch="use_bias")
-_GATED = (
-    Array("kernel", "kernel", "FG"),
-    Array("recurrent_kernel", "recurrent_kernel", "UG"),
-)  # G: of all gates together
+# G is the width of all gates together, D two.
+_GATED = (Array("kernel", "kernel", "FG"), Array("recurrent_kernel", "recurrent_kernel", "UG"))
 _BIAS_OF_GATES = Array("bias", "bias", "G", switch="use_bias")
 GRU_RESET_AFTER = "GRUCell, reset after"  # which has a bias for each of its two products
 _GATE_COUNTS = {"SimpleRNNCell": 1, "LSTMCell": 4, "GRUCell": 3, GRU_RESET_AFTER: 3}
@@ -87,7 +85,7 @@ ARRAYS: dict[str, tuple[Array, ...]] = {
 }
 """The arrays of a class's own, in Keras's order."""
 
-# Keras's attributes that hold several layers ("_layer_checkpoint_dependencies" is 2.13's "layers"), those that hold one,
+# Keras's attributes that hold several layers ("_layer_checkpoint_dependencies" is 2.12's "layers"), those that hold one,
 # and the class that is meant where nothing says it; and what a file holds beside layers.
 CHECKPOINT_DEPENDENCIES = "_layer_checkpoint_dependencies"
 _LISTS = ("layers", "cells", CHECKPOINT_DEPENDENCIES)
@@ -326,6 +324,8 @@ def from_group(group: Group, key: str = "", path: str = "", guess: str = "") -> 
       key, path: as in `Layer`.
       guess: the class where neither Keras's name of the group nor that of the layer tells it.
 
+    Raises:
+      ValueError: a layer has other arrays than the class has by which the file calls it.
     """
     arrays = _members(group.members.get("vars"), Dataset)
     if arrays:
