@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from flax import nnx
 from keras_models import MARKS, lenient  # noqa: F401 - a fixture
 
+import flax_srnn.nnx
 from flax_srnn import RNN, Bidirectional
 from flax_srnn.interop import gates
 from flax_srnn.interop.gated import GRUCell, LSTMCell
@@ -102,6 +104,21 @@ def test_at_masked_steps_the_output_is_the_state(name):
     np.testing.assert_allclose(other[:, 2:], y[:, 2:], atol=1e-6)
     zeroed = RNN(cell, return_sequences=True, zero_output_for_mask=True).apply({"params": params}, x, given, mask=mask)
     np.testing.assert_array_equal(zeroed, y * mask[..., None])
+
+
+def test_a_cell_of_nnx_tells_its_output_too():
+    class Telling(nnx.LSTMCell):
+        def output_of(self, state):
+            return state[1]
+
+    given, mask, x = [(normal(B, U, seed=8), normal(B, U, seed=7))], flags(), normal(B, T, F)
+    outputs = [
+        flax_srnn.nnx.RNN(kind(F, U, rngs=nnx.Rngs(0)), return_sequences=True)(x, given, mask=mask)
+        for kind in (Telling, nnx.LSTMCell)
+    ]
+    np.testing.assert_array_equal(outputs[0][0, :2], jnp.stack([given[0][1][0]] * 2))
+    np.testing.assert_array_equal(outputs[1][0, :2], 0)
+    np.testing.assert_array_equal(outputs[0][:, 2:], outputs[1][:, 2:])
 
 
 ACTIVATIONS = [

@@ -20,7 +20,7 @@ from keras_models import (  # noqa: F401 - a fixture
 )
 from random_graphs import RandomModel
 
-from flax_srnn.interop.keras import build, convert, load_model, save_weights
+from flax_srnn.interop.keras import build, convert, load_model, save_weights, structure
 
 # Keys and names of inputs may differ, and each then has a say in the file.
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict:UserWarning")]
@@ -246,3 +246,8 @@ def test_a_mask_of_the_inputs(tmp_path):
     np.testing.assert_allclose(module.apply(variables, array, mask=mask), model(array, mask=mask), atol=1e-6)
     with pytest.raises(ValueError, match="`mask`"):
         module.apply(variables, array, mask=mask[:, :2])
+
+
+@pytest.mark.parametrize(("module", "expected"), [("keras.src.ops.numpy", True), ("mine.ops.layers", False)])
+def test_a_users_module_called_ops_has_layers(module, expected):
+    assert structure.is_operation({"module": module, "class_name": "Add", "config": {"name": "a"}}) == expected

@@ -203,7 +203,8 @@ class RNN(_Layer, options.RNNOptions):
       resets: (*batch, T), True = the state is set back to the initial state before this step, masked or not; with
         recorded states, to the cells' initial states.
 
-    A cell whose output is not its state holds its previous output at masked steps, zeros before the first used step.
+    A cell whose output is not its state holds its previous output at masked steps, zeros before the first used step; one that has
+    a method `output_of(state)` puts that out.
 
     Returns:
       output, as of `return_sequences`, or with `return_state` (output, *states), one state a cell, first to last.

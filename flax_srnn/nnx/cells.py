@@ -264,7 +264,8 @@ def drive_any(cell: nnx.RNNCellBase, training: Any, steps: Steps, start: Start) 
         return carry, jnp.moveaxis(outputs, 0, axes[0])
 
     output = _step_output(cell, initial, jax.ShapeDtypeStruct(shape, x.dtype))
-    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start, parts[1:])
+    shown = getattr(cell, "output_of", None)
+    return driving.drive_any(type(cell).__name__, initial, output, scan, steps, start, parts[1:], shown)
 
 
 def _step_output(cell: nnx.RNNCellBase, state: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

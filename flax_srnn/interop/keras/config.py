@@ -135,7 +135,7 @@ def layer_from(config: Mapping[str, Any], keras_2: bool | None, others: Readers 
     for key, value in given.items():
         if key not in allowed and value is not None:
             raise ValueError(f"a {kind} has no argument {key!r} (here {value!r}); it has {', '.join(allowed)}.")
-    if "units" in fields and "units" not in given:
+    if kind == "SimpleRNNCell" and "units" not in given:
         raise ValueError(
             f"{kind} {name!r} has no `units`: Keras before 2.1 did not write the arguments of a cell down."
         )

@@ -309,7 +309,7 @@ def is_operation(config: Mapping[str, Any]) -> bool:
     """Whether it is not a layer but one of Keras 3's functions of arrays, which may have the same name as a layer."""
     _, arguments = parse(config)
     if isinstance(module := config.get("module"), str):
-        return "ops" in module.split(".")
+        return module.startswith(("keras.ops", "keras.src.ops"))
     return "inbound_nodes" in config and arguments.keys() <= {"name", "axis", "keepdims", "dtype"}
 
 
