@@ -6,7 +6,9 @@ Unless XLA_FLAGS says otherwise, LLVM optimises little: most of the time goes in
 import gc
 import itertools
 import os
+import sys
 import tempfile
+import textwrap
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -52,6 +54,27 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """A function that installs a package with an implementation, here and in new processes: a module NAME_module."""
+    modules = []
+
+    def installed(distribution, name, kind, code):
+        modules.append(f"{name}_module")
+        folder = tmp_path / f"{distribution}-site"
+        about = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        about.mkdir(parents=True)
+        (folder / f"{modules[-1]}.py").write_text(textwrap.dedent(code))
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(f"[flax_srnn.implementations]\n{name} = {modules[-1]}:{kind}\n")
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    yield installed
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 QUICK = ("test_house", "test_simple_rnn", "test_bad_input", "test_implementations", "test_readme", "test_mutations")

@@ -561,7 +561,7 @@ OF_PRODUCTS = [
         "row_products=0)",
         COPIES,
     ),
-    Mutation("copies-of-shared-weights-as-sums", TUNING, "// copies if shared else", "if shared else", COPIES),
+    Mutation("copies-of-shared-weights-as-sums", TUNING, "// max(copies, 1) if shared else", "if shared else", COPIES),
     Mutation(
         "copies-never-of-shared-weights",
         LOOP,
@@ -788,6 +788,13 @@ OF_SEQUENCES = [
         "steps.options.implementation or implementations.DEFAULT",
         "implementations.DEFAULT",
         ("test_performance.py::test_the_implementation_that_was_named_runs",),
+    ),
+    Mutation(
+        "optional-package-unknown",
+        "core/implementations.py",
+        "choice in OPTIONAL and choice not in table",
+        "choice in table and choice not in table",
+        ("test_implementations.py::test_the_name_of_an_optional_package_says_how_to_install_it",),
     ),
     Mutation(
         "mask-of-the-outputs-always-reversed",

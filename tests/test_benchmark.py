@@ -1,10 +1,15 @@
 """The benchmark: its statistics on known numbers, its check of the peers, its command line."""
 
+import argparse
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cases
 import jax
@@ -13,9 +18,10 @@ import pytest
 
 from flax_srnn import activations, benchmark
 from flax_srnn.__main__ import main
-from flax_srnn.benchmark import gpu, process, report
+from flax_srnn.benchmark import gpu, native, process, report
 from flax_srnn.benchmark.peers import CONTESTANTS
 from flax_srnn.benchmark.process import Case, Record
+from flax_srnn.core import implementations
 
 
 def record(case, ours, keras, group="training", first="flax-srnn"):
@@ -40,11 +46,23 @@ class TestStatistics:
         np.testing.assert_allclose(line.mean, [5.0, 4.0, 6.0])
         assert (line.worst_case, line.worst, line.cases) == ("a", (2.0, 1.0, 4.0), 2)
 
-    def test_against_itself_the_largest_ratio_is_the_worst(self):
+    @pytest.mark.parametrize(("first", "worst"), [("flax-srnn", "c"), ("native", "c"), ("float32", "b")])
+    def test_of_a_peer_the_smallest_ratio_is_the_worst_and_against_itself_the_largest(self, first, worst):
+        records = [record(case, [1.0], [ratio], first=first) for case, ratio in (("a", 1.2), ("b", 1.3), ("c", 1.1))]
+        assert report.summarize(records)[0].worst_case == worst
+
+    def test_the_native_kernel_has_a_table_like_this_librarys(self):
         records = [
-            record(case, [1.0], [ratio], first="float32") for case, ratio in (("a", 1.1), ("b", 1.3), ("c", 1.2))
+            record("a", [1.0], [2.0]),
+            record("b", [1.0], [3.0], group="training, native kernel", first="native"),
         ]
-        assert report.summarize(records)[0].worst_case == "b"
+        text = report.markdown({"jax": "0.1"}, records).partition(report.DETAILS)[0]
+        tables = text.split("### ")[1:]
+        assert [table.splitlines()[0] for table in tables] == [
+            "Time of a peer / time of flax-srnn, JAX 0.1",
+            "Time of a peer / time of native, JAX 0.1",
+        ]
+        assert "| training, native kernel: worst | 3.00, b |" in tables[1]
 
     def test_merge_keeps_the_order_of_the_processes_and_joins_torch(self):
         torch = [Record("training", "a", "s", {"torch": [7.0]}), Record("training", "a", "s", {"torch": [8.0]})]
@@ -84,6 +102,12 @@ class TestAgreement:
                 process.fingerprint(theirs),
             )
 
+    def test_another_norm_is_one_even_where_the_projections_agree(self):
+        with pytest.raises(process.MeasurementError, match=r"keras is 1 from flax-srnn"):
+            process.check_agreement(
+                Record("training", "a", "s", {"flax-srnn": []}, [(0.0, 5.0)]), "keras", [(0.0, 10.0)]
+            )
+
     def test_rounding_is_not(self):
         ours = Record("training", "a", "s", {"flax-srnn": []}, process.fingerprint(self.ours))
         process.check_agreement(ours, "keras", process.fingerprint(a * (1 + 1e-6) for a in self.ours))
@@ -105,13 +129,11 @@ def test_the_arrays_of_a_case():
 SECTIONS = ["forward", "options", "bfloat16", "chunked", "memory", "length", "compilation", "tuning"]
 
 
-@pytest.mark.parametrize("section", cases.thinned(SECTIONS, 2))
-def test_every_section_yields_figures_of_this_library(section, monkeypatch):
-    monkeypatch.setattr(activations, "NAMES", ("tanh",))
+def small_plan(section, peers=()):
     shapes = [(2, 6, 3, 5)]
-    plan = process.Plan(
+    return process.Plan(
         [section],
-        peers=[],
+        peers=peers,
         grid=shapes,
         other=[(1, 5, 2, 3)],
         few=shapes,
@@ -119,7 +141,12 @@ def test_every_section_yields_figures_of_this_library(section, monkeypatch):
         quick=False,
         seconds=0.0,
     )
-    records = list(process.SECTIONS[section](plan, CONTESTANTS))
+
+
+@pytest.mark.parametrize("section", cases.thinned(SECTIONS, 2))
+def test_every_section_yields_figures_of_this_library(section, monkeypatch):
+    monkeypatch.setattr(activations, "NAMES", ("tanh",))
+    records = list(process.SECTIONS[section](small_plan(section), CONTESTANTS))
     assert len({(r.group, r.case) for r in records}) == len(records)
     counts = {
         "forward": 2,
@@ -149,6 +176,157 @@ def test_a_rule_that_is_taken_out_is_out():
         return program.lower(*process.problem(case)).as_text().count("dot_general")
 
     assert (products(case), products(case._replace(tuning=(process.RULES["sums"],)))) == (0, 2)
+
+
+# --- the native kernel, of which a stand-in is installed ---------------------------------------------------------------
+
+STAND_IN = """
+    import dataclasses
+    import jax
+    from flax_srnn import Scan
+
+
+    @dataclasses.dataclass(frozen=True)
+    class Native(Scan):
+        def run(self, problem):
+            return jax.tree.map(lambda array: {factor} * array, super().run(problem))
+"""
+
+
+@pytest.fixture
+def stand_in(install):
+    """Installs it; its results are multiplied by a factor."""
+    return lambda factor=1: install("flax-srnn-native", "native", "Native", STAND_IN.format(factor=factor))
+
+
+def test_the_native_kernel_against_this_library_and_two_peers(stand_in):
+    stand_in()
+    asked = []
+    contestants = {name: lambda case, make=make: asked.append(case) or make(case) for name, make in CONTESTANTS.items()}
+    records = list(native.SECTIONS["native"](small_plan("native", ["flax.linen", "flax.nnx"]), contestants))
+    assert [(r.group, r.case) for r in records] == [
+        (f"{what}, native kernel{shapes}", case)
+        for what in ("forward", "training")
+        for shapes, case in (("", "2x6x3x5"), (", tiny and odd shapes", "1x5x2x3"))
+    ]
+    assert all(list(r.values) == ["native", "flax-srnn", "flax.linen"] for r in records)
+    assert all(len(figures) == 1 and figures[0] > 0 for r in records for figures in r.values.values())
+    assert [case.implementation for case in asked] == ["native", None, None] * 4
+
+
+def test_a_native_kernel_that_computes_something_else_is_an_error(stand_in):
+    stand_in(factor=2)
+    with pytest.raises(process.MeasurementError, match=r"forward, native kernel, 2x6x3x5: flax-srnn is .* from native"):
+        list(native.SECTIONS["native"](small_plan("native"), CONTESTANTS))
+
+
+def ticks(pid):
+    """The processor time of a process, in ticks of the clock; None if it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(fields[10])
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+of_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
+
+
+def interrupted(records):
+    with pytest.raises(KeyboardInterrupt):
+        records.throw(KeyboardInterrupt())
+
+
+@of_linux
+@pytest.mark.parametrize("finish", [list, interrupted])
+def test_one_core_is_busy_as_long_as_the_section_runs(finish, stand_in, monkeypatch):
+    stand_in()
+    started = []
+
+    @contextlib.contextmanager
+    def watched(start=native.busy_core):
+        with start() as spinning:
+            started.append(spinning)
+            yield
+
+    monkeypatch.setattr(native, "busy_core", watched)
+    records = native.SECTIONS["native-busy"](small_plan("native-busy"), CONTESTANTS)
+    first = next(records)
+    assert (first.group, list(first.values)) == ("forward, native kernel, one core busy", ["native", "flax-srnn"])
+    (spinning,) = started
+    spent = ticks(spinning.pid)
+    wait_until(lambda: ticks(spinning.pid) >= spent + 10)
+    finish(records)
+    assert ticks(spinning.pid) is None
+
+
+@of_linux
+def test_the_busy_core_is_free_again_when_its_process_was_killed():
+    program = (
+        "import os, signal, time\n"
+        "from flax_srnn.benchmark import native\n"
+        "with native.busy_core() as spinning:\n"
+        "    print(spinning.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    try:
+        wait_until(lambda: ticks(pid) is None)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def job(*arguments):
+    parser = argparse.ArgumentParser()
+    benchmark.add_arguments(parser)
+    return benchmark._read(parser.parse_args(["--peers", "flax.linen", "--output", "no-such-folder", *arguments]))
+
+
+def test_the_native_kernel_is_measured_where_somebody_asks(stand_in):
+    stand_in()
+    everything, kernel = job(), job("--sections", "native-busy")
+    assert [part.plan.sections for part in everything.parts] == [list(process.SECTIONS)]
+    assert "flax-srnn-native" not in benchmark._machine(everything)
+    assert [part.plan.sections for part in kernel.parts] == [["native-busy"]]
+    assert benchmark._machine(kernel)["flax-srnn-native"] == "1.0"
+
+
+@pytest.mark.parametrize("section", native.SECTIONS)
+def test_the_sections_of_the_native_kernel_need_its_package(section, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(implementations, "GROUP", "flax_srnn.of_no_package")
+    assert main(["benchmark", "--sections", f"forward,{section}", "--output", str(tmp_path / "new")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(
+        f"flax-srnn: error: --sections=forward,{section}: the native kernel is a package of its own"
+    )
+    assert "`pip install ./native`" in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_measures_the_native_kernel(stand_in, tmp_path):
+    stand_in()
+    folder = tmp_path / "results"
+    arguments = ["--quick", "--sections", "native,native-busy", "--peers", "flax.linen", "--shapes", "2x6x3x5"]
+    assert main(["benchmark", *arguments, "--output", str(folder)]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert [(r["group"], r["case"], list(r["values"])) for r in results["records"]] == [
+        (f"{what}, native kernel{beside}", "2x6x3x5", ["native", "flax-srnn", "flax.linen"])
+        for beside in ("", ", one core busy")
+        for what in ("forward", "training")
+    ]
+    assert results["about"]["flax-srnn-native"] == "1.0"
+    assert "### Time of a peer / time of native" in (folder / "results.md").read_text()
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -298,4 +476,7 @@ def test_help(capsys):
         main(["benchmark", "--help"])
     assert stop.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert all(word in out for word in ("--quick", "--torch-python", *process.SECTIONS, "tpu-steps", "flax.linen"))
+    assert all(
+        word in out
+        for word in ("--quick", "--torch-python", *process.SECTIONS, *native.SECTIONS, "tpu-steps", "flax.linen")
+    )

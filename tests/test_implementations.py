@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import textwrap
 
 import cases
 import flax.linen as nn
@@ -26,7 +25,7 @@ from flax_srnn import (
     simple_rnn,
     truncated_rnn,
 )
-from flax_srnn.core import cell, recurrence, sequence
+from flax_srnn.core import cell, implementations, recurrence, sequence
 from flax_srnn.core.tuning import Tuning
 from flax_srnn.layers import driving
 
@@ -102,31 +101,39 @@ def test_an_object_of_a_users_own():
         simple_rnn(PARAMS, X, mask=np.ones((2, 9), bool), implementation=Loud())
 
 
-def test_an_installed_package_brings_a_name(tmp_path, monkeypatch):
+def test_an_installed_package_brings_a_name(install):
     """By an entry point, read when somebody names it, in functions and layers; without the package the name is unknown."""
     with pytest.raises(ValueError, match="`implementation` is the unknown name 'louder'"):
         simple_rnn(PARAMS, X, implementation="louder")
-    (tmp_path / "louder_package.py").write_text(
-        textwrap.dedent(
-            """
-            import dataclasses
-            from flax_srnn import Autodiff
+    install(
+        "louder-package",
+        "louder",
+        "Louder",
+        """
+        import dataclasses
+        from flax_srnn import Autodiff
 
 
-            @dataclasses.dataclass(frozen=True)
-            class Louder(Autodiff):
-                pass
-            """
-        )
+        @dataclasses.dataclass(frozen=True)
+        class Louder(Autodiff):
+            pass
+        """,
     )
-    about = tmp_path / "louder_package-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: louder-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[flax_srnn.implementations]\nlouder = louder_package:Louder\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert "louder_package" not in sys.modules
+    assert "louder_module" not in sys.modules
     for outputs in layers("louder"):
         np.testing.assert_array_equal(outputs, simple_rnn(PARAMS, X, implementation="autodiff")[1])
+    assert "louder_module" in sys.modules
+
+
+def test_the_name_of_an_optional_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(implementations, "GROUP", "flax_srnn.of_no_package")
+    for make in (
+        lambda: simple_rnn(PARAMS, X, implementation="native"),
+        lambda: SimpleRNN(4, implementation="native"),
+        lambda: fnnx.SimpleRNN(3, 4, implementation="native", rngs=nnx.Rngs(0)),
+    ):
+        with pytest.raises(ValueError, match=r"^`implementation`: 'native' is a package .* `pip install \./native`"):
+            make()
 
 
 @pytest.mark.parametrize("wrong", ["fast", "Scan", Scan, 3, object(), {"name": "scan"}])

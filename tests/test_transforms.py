@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, dropout_masks, simple_rnn
+from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, dropout_masks, init_params, simple_rnn
 
 pytestmark = pytest.mark.usefixtures("x64")
 close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
@@ -64,6 +64,11 @@ def test_vmap_over_rows(implementation):
     wanted_params, *wanted_rows = jax.jit(gradients(function))(params, *rows)
     same(jax.tree.map(lambda grad: grad.sum(0), of_params), wanted_params)
     same(of_rows, wanted_rows)
+
+
+def test_vmap_of_nothing():
+    params, x = init_params(jax.random.key(0), 3, 4), jnp.zeros((0, 2, 5, 3))
+    assert jax.vmap(lambda x: simple_rnn(params, x)[1])(x).shape == (0, 2, 5, 4)
 
 
 @pytest.mark.slow

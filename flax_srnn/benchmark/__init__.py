@@ -20,28 +20,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flax_srnn import atomic, identifiers
-from flax_srnn.benchmark import gpu, process, report, tpu
+from flax_srnn.benchmark import gpu, native, process, report, tpu
 from flax_srnn.benchmark.gpu import Part
 from flax_srnn.benchmark.peers import PEERS
 from flax_srnn.benchmark.process import GRID, OTHER, MeasurementError, Plan, Record, Shape
+from flax_srnn.core.implementations import OPTIONAL
 
 __all__ = ["MeasurementError", "add_arguments", "measure", "run"]
 
 FEW: tuple[Shape, ...] = ((32, 100, 32, 64), (32, 100, 64, 256), (1, 1000, 16, 64), (4, 512, 256, 256))
 TPU = "tpu-steps"
-"""The section that compiles for a TPU: minutes, and only where its compiler is installed, so never unasked."""
+"""The section that compiles for a TPU: minutes, and only where its compiler is installed, so never unasked. Nor is the native
+kernel, a package of its own."""
 QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 128))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to its parser."""
-    sections, peers = ", ".join([*process.SECTIONS, TPU]), ", ".join(PEERS)
+    sections, peers = ", ".join([*process.SECTIONS, *native.SECTIONS, TPU]), ", ".join(PEERS)
     parser.add_argument(
         "--device", choices=["cpu", "gpu"], default="cpu", help="gpu: its own plan, in under 8 minutes (default: cpu)"
     )
     parser.add_argument("--quick", action="store_true", help="a rough figure: few shapes, one process, under 2 minutes")
     parser.add_argument(
-        "--sections", metavar="A,B", help=f"what to measure, of: {sections} (default: everything but {TPU})"
+        "--sections",
+        metavar="A,B",
+        help=f"what to measure, of: {sections} (default: everything but {', '.join([*native.SECTIONS, TPU])})",
     )
     parser.add_argument(
         "--peers", metavar="A,B", help=f"whom to compare with, of: {peers} (default: all that are installed)"
@@ -118,7 +122,7 @@ def _read(arguments: argparse.Namespace) -> Job:
     processes = (1 if quick else 3) if arguments.processes is None else arguments.processes
     if processes < 1:
         raise ValueError(f"--processes={processes}: expected at least 1 process.")
-    table = process.SECTIONS if arguments.sections is None else {**process.SECTIONS, TPU: None}
+    table = process.SECTIONS if arguments.sections is None else {**process.SECTIONS, **native.SECTIONS, TPU: None}
     sections = _names(arguments.sections, table, "--sections")
     wanted = _names(arguments.peers, PEERS, "--peers")
     if TPU in sections and not _distributed("libtpu"):
@@ -126,6 +130,8 @@ def _read(arguments: argparse.Namespace) -> Job:
             f"--sections={arguments.sections}: {TPU!r} needs the TPU's compiler; install 'flax-srnn[tpu-aot]' (Linux, Python "
             "3.12 or newer)."
         )
+    if set(native.SECTIONS) & set(sections) and not native.distribution():
+        raise ValueError(f"--sections={arguments.sections}: the native kernel is {OPTIONAL[native.NATIVE]}.")
     absent = [peer for peer in wanted if not _installed(peer, arguments.torch_python)]
     if absent and arguments.peers is not None:
         raise ValueError(f"--peers={arguments.peers}: {absent[0]!r} is not installed; install {PEERS[absent[0]]!r}.")
@@ -237,7 +243,10 @@ def _agreeing(theirs: Sequence[Record], records: Sequence[Record], on_gpu: bool)
 
 def _process(python: str, part: Part, kept: Path) -> tuple[dict[str, str], list[Record]]:
     request = json.dumps(dataclasses.asdict(part.plan))
-    code = "import sys; from flax_srnn.benchmark import peers, process; process.process(sys.argv[1], peers.CONTESTANTS)"
+    code = (
+        "import sys; from flax_srnn.benchmark import native, peers, process;"
+        "process.process(sys.argv[1], peers.CONTESTANTS, process.SECTIONS | native.SECTIONS)"
+    )
     # PyTorch's Python may lack this package: there the file is a script, and -P keeps its folder out of the import path.
     command = [python, *(["-P", process.__file__] if part.plan.torch_device else ["-c", code]), request]
     flags = f"{os.environ.get('XLA_FLAGS', '')} {part.flags}".strip()
@@ -271,6 +280,10 @@ def _machine(job: Job) -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
     distributions = {"flax-srnn", "jax", "jaxlib", "flax", *(PEERS[peer] for peer in job.peers if peer != "torch")}
+    versions = {name: importlib.metadata.version(name) for name in distributions}
+    kernel = native.distribution()
+    if kernel and any(set(native.SECTIONS) & set(part.plan.sections) for part in job.parts):
+        versions |= {kernel.name: kernel.version}
     return {
         "date": f"{datetime.date.today():%Y-%m-%d}",
         "processor": f"{model}, {len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()} cores",
@@ -278,5 +291,5 @@ def _machine(job: Job) -> dict[str, str]:
         "processes": str(job.processes),
         "not installed": ", ".join(job.absent) or "none",
         "Python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in sorted(distributions)},
+        **dict(sorted(versions.items())),
     }

@@ -27,8 +27,8 @@ import numpy as np
 
 __all__ = [
     "GRID", "LONG", "NARROW", "NETWORKS", "OPTIONS", "OTHER", "OURS", "RULES", "SECTIONS", "TOLERANCE",
-    "TORCH_SECTIONS", "Case", "Contestants", "MeasurementError", "Model", "Plan", "Problem", "Record", "Shape",
-    "alternate", "check_agreement", "fingerprint", "label", "problem", "process", "program", "race",
+    "TORCH_SECTIONS", "Case", "Contestants", "MeasurementError", "Model", "Plan", "Problem", "Record", "Section",
+    "Shape", "alternate", "check_agreement", "fingerprint", "grid", "label", "problem", "process", "program", "race",
 ]  # fmt: skip
 
 OURS = "flax-srnn"
@@ -217,7 +217,8 @@ def check_agreement(record: Record, name: str, theirs: Sequence[tuple[float, flo
       MeasurementError: the fingerprints say that some array differs from the first contestant's, relative to its norm.
     """
     ours = record.fingerprint
-    error = np.max([abs(a - b) / max(norm, 1e-30) for (a, norm), (b, _) in zip(ours, theirs, strict=True)])
+    errors = [np.abs(np.subtract(a, b)) / max(a[1], 1e-30) for a, b in zip(ours, theirs, strict=True)]
+    error = np.max(errors)
     allowed = TOLERANCE.get(name, 0.02 if on_gpu else 1e-3)
     if not error <= allowed:  # nor may it be NaN
         first = next(iter(record.values))
@@ -251,9 +252,9 @@ class Plan:
     """What one process measures; travels as JSON.
 
     Attributes:
-      sections: keys of `SECTIONS`.
+      sections: keys of `SECTIONS`, or of others that are handed in.
       peers: who is compared with this library.
-      grid, other: shapes of training, forward and bfloat16.
+      grid, other: shapes of training, forward, bfloat16, tuning and the native kernel.
       few: shapes of the options, the networks and compilation.
       narrow: shapes of the chunked solver.
       quick: the length section takes two activations only.
@@ -288,13 +289,14 @@ def _models(plan: Plan, contestants: Contestants, case: Case) -> dict[str, Model
     return {name: contestants[name](case) for name in (OURS, *peers)}
 
 
-def _grid(plan: Plan, what: str) -> Iterator[tuple[str, Shape]]:
+def grid(plan: Plan, what: str) -> Iterator[tuple[str, Shape]]:
+    """The shapes of the grid and the others, each with its group of records."""
     yield from ((what, shape) for shape in plan.grid)
     yield from ((f"{what}, tiny and odd shapes", shape) for shape in plan.other)
 
 
 def _plain(what: str, plan: Plan, contestants: Contestants) -> Iterator[Record]:
-    for group, shape in _grid(plan, what):
+    for group, shape in grid(plan, what):
         try:
             case = Case(shape)
             yield race(group, case, _models(plan, contestants, case), what == "training", plan.seconds)
@@ -320,7 +322,7 @@ def _bfloat16(plan: Plan, contestants: Contestants) -> Iterator[Record]:
 
 def _tuning(plan: Plan, contestants: Contestants) -> Iterator[Record]:
     for what in ("forward", "training"):
-        for group, shape in _grid(plan, what):
+        for group, shape in grid(plan, what):
             tunings = {"every rule": (), **{f"without {rule}": (field,) for rule, field in RULES.items()}}
             models = {name: contestants[OURS](Case(shape, tuning=tuning)) for name, tuning in tunings.items()}
             yield race(f"{group}, a rule taken out", Case(shape), models, what == "training", plan.seconds)
@@ -407,7 +409,8 @@ RULES: dict[str, tuple[str, int]] = {
     "whole sequences": ("whole_elements", 0),
 }
 """The rules of this library's `Tuning`, and what takes each out."""
-SECTIONS: dict[str, Callable[[Plan, Contestants], Iterator[Record]]] = {
+Section = Callable[[Plan, Contestants], Iterator[Record]]
+SECTIONS: dict[str, Section] = {
     "training": functools.partial(_plain, "training"),
     "forward": functools.partial(_plain, "forward"),
     "options": functools.partial(_variants, OPTIONS),
@@ -419,8 +422,6 @@ SECTIONS: dict[str, Callable[[Plan, Contestants], Iterator[Record]]] = {
     "compilation": _compilation,
     "tuning": _tuning,
 }
-
-
 TORCH_SECTIONS = ("training", "forward")
 """The sections in which PyTorch takes part."""
 
@@ -433,7 +434,7 @@ def _torch(plan: Plan) -> Iterator[Record]:
     if plan.torch_device == "cuda":
         settings |= {"torch, TF32": (True, torch.float32), "torch, bfloat16": (False, torch.bfloat16)}
     for what in [section for section in plan.sections if section in TORCH_SECTIONS]:
-        for group, shape in _grid(plan, what):
+        for group, shape in grid(plan, what):
             for name, (tf32, dtype) in settings.items():
                 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
                 call = _torch_call(shape, what == "training", plan.torch_device, dtype)
@@ -469,7 +470,7 @@ def _torch_call(shape: Shape, train: bool, device: str, dtype: Any) -> Callable[
     return call
 
 
-def process(request: str, contestants: Contestants) -> None:
+def process(request: str, contestants: Contestants, sections: Mapping[str, Section] = SECTIONS) -> None:
     """Measures a plan given as JSON and prints a line for every record as it is made, then one about the machine."""
     plan = Plan(**json.loads(request))
     began = time.perf_counter()
@@ -479,7 +480,7 @@ def process(request: str, contestants: Contestants) -> None:
     else:
         import jax
 
-        _print_records({section: SECTIONS[section](plan, contestants) for section in plan.sections}, plan, began)
+        _print_records({section: sections[section](plan, contestants) for section in plan.sections}, plan, began)
         about = {"device": "CPU" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind}
     print(json.dumps({"about": about}))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax_srnn.benchmark.native import NATIVE
 from flax_srnn.benchmark.process import OURS, Record
 
 __all__ = ["DETAILS", "Line", "Spread", "markdown", "merge", "plot", "ratios", "spread", "summarize"]
@@ -16,6 +17,8 @@ __all__ = ["DETAILS", "Line", "Spread", "markdown", "merge", "plot", "ratios", "
 DETAILS = "## Every case"
 TIMES = ("s", "cycles")
 """The units of which the report forms ratios."""
+FAVOURITES = (OURS, NATIVE)
+"""Who is compared with peers, and hoped to be faster; whoever else comes first in a record is this library, compared with itself."""
 
 
 class Spread(NamedTuple):
@@ -58,7 +61,7 @@ class Line(NamedTuple):
 
     Attributes:
       mean: the geometric mean over the cases, of each process.
-      worst: of the case with the worst middle figure. A peer is hoped to be slower than this library, so its smallest
+      worst: of the case with the worst middle figure. A peer is hoped to be slower than a favourite, so its smallest
         ratio is the worst; where this library is compared with itself it is the largest.
     """
 
@@ -76,7 +79,7 @@ def summarize(records: Iterable[Record]) -> list[Line]:
     lines = []
     for group, members in _groups(records).items():
         first, *others = members[0].values
-        worst_of: Callable[..., tuple[Spread, str]] = min if first == OURS else max
+        worst_of: Callable[..., tuple[Spread, str]] = min if first in FAVOURITES else max
         for name in others:
             by_case = [ratios(record, name) for record in members]
             mean = spread(statistics.geometric_mean(one_process) for one_process in zip(*by_case, strict=True))
@@ -99,15 +102,16 @@ def markdown(about: Mapping[str, str], records: Sequence[Record]) -> str:
     """The machine, the summary, and after `DETAILS` a table per group."""
     timed = [record for record in records if record.unit in TIMES]
     counted = [record for record in records if record.unit not in TIMES]
-    against_peers = [line for line in summarize(timed) if line.first == OURS]
-    against_itself = [line for line in summarize(timed) if line.first != OURS]
+    lines = summarize(timed)
+    against_itself = [line for line in lines if line.first not in FAVOURITES]
     text = ["# Benchmark", "", "; ".join(f"{name} {value}" for name, value in about.items()) + ".", ""]
     text += ["Cases are batch x time x features x units. In brackets: the range over the processes."]
-    if against_peers:
-        names = list(dict.fromkeys(line.name for line in against_peers))
-        text += _table(
-            f"Time of a peer / time of {OURS}, JAX {about['jax']}", ["", *names], _peer_rows(against_peers, names)
-        )
+    for favourite in FAVOURITES:
+        against_peers = [line for line in lines if line.first == favourite]
+        if against_peers:
+            names = list(dict.fromkeys(line.name for line in against_peers))
+            title = f"Time of a peer / time of {favourite}, JAX {about['jax']}"
+            text += _table(title, ["", *names], _peer_rows(against_peers, names))
     if against_itself:
         rows = [
             (line.group, f"{line.name} / {line.first}", line.mean, f"{line.worst}, {line.worst_case}")
@@ -168,7 +172,9 @@ def plot(records: Iterable[Record], path: Path) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    lines = [line for line in summarize(record for record in records if record.unit in TIMES) if line.first == OURS]
+    timed = [record for record in records if record.unit in TIMES]
+    lines = [line for line in summarize(timed) if line.first in FAVOURITES]
+    favourites = " or ".join(dict.fromkeys(line.first for line in lines)) or OURS
     groups = list(dict.fromkeys(line.group for line in lines))[::-1]
     names = list(dict.fromkeys(line.name for line in lines))
     figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")
@@ -185,7 +191,7 @@ def plot(records: Iterable[Record], path: Path) -> bool:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(groups)), groups)
-    axes.set_xlabel(f"times as long as {OURS} (geometric mean over the cases, range over the processes)")
+    axes.set_xlabel(f"times as long as {favourites}\n(geometric mean over the cases, range over the processes)")
     if lines:
         axes.legend()
     figure.savefig(path, dpi=150)

@@ -36,6 +36,10 @@ TABLE: dict[str, type[Implementation]] = {"scan": Scan, "autodiff": Autodiff, "c
 DEFAULT = Scan()
 """What None chooses for a simple RNN."""
 GROUP = "flax_srnn.implementations"
+OPTIONAL = {
+    "native": "a package of its own that is not installed: `pip install ./native` in a checkout of the repository adds it"
+}
+"""Names that optional packages of this repository bring, and what to say of them where they are not installed."""
 
 Choice: TypeAlias = Implementation | Literal["scan", "autodiff", "chunked", "native"] | None
 """What the argument `implementation` takes; "native" is there when the package of that kernel is installed."""
@@ -51,7 +55,7 @@ def get(choice: Choice) -> Implementation | None:
     """The implementation that an object or its short form stands for; None for None, which leaves the choice to who runs.
 
     Raises:
-      ValueError: an unknown name, or something else.
+      ValueError: an unknown name, one whose package is not installed, or something else.
     """
     if choice is None:
         return None
@@ -59,6 +63,8 @@ def get(choice: Choice) -> Implementation | None:
         table = dict(TABLE)
         if choice not in table:
             table |= {point.name: point.load() for point in importlib.metadata.entry_points(group=GROUP, name=choice)}
+        if choice in OPTIONAL and choice not in table:
+            raise ValueError(f"`implementation`: {choice!r} is {OPTIONAL[choice]}.")
         return identifiers.find(table, choice, "implementation")()
     if isinstance(choice, type) or not isinstance(choice, Implementation):
         raise ValueError(

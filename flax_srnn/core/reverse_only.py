@@ -23,8 +23,8 @@ def marked(x: jax.Array) -> jax.Array:
 
 def _refuse(*_: Any) -> Any:
     raise TypeError(
-        "`implementation`: 'scan', which None chooses too, and 'chunked' have a hand-written backward pass and no forward mode "
-        "(jvp, jacfwd, hessian); pass implementation='autodiff' for that."
+        "`implementation`: 'scan', which None chooses too, 'chunked' and 'native' have a hand-written backward pass and no "
+        "forward mode (jvp, jacfwd, hessian); pass implementation='autodiff' for that."
     )
 
 

@@ -136,7 +136,7 @@ class Tuning:
 
     def under_vmap(self, copies: int, shared: bool) -> Tuning:
         """For many copies of a problem at once, of `shared` weights or each of its own."""
-        summed = self.summed_products // copies if shared else self.summed_products
+        summed = self.summed_products // max(copies, 1) if shared else self.summed_products
         return dataclasses.replace(self, summed_products=summed, row_products=0, gathered_products=0)
 
 
