@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+from fixtures import worst, x64  # noqa: F401  # fixtures
 from strangers import genuine, inside, members, nothing_is_written_and_nothing_hangs, recorded  # noqa: F401  # fixtures
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -31,29 +32,12 @@ PARITY = "keras parity"
 collect_ignore = ["typed"]  # read by type checkers, never run
 
 
-@pytest.fixture(scope="module")
-def worst():
-    """Worst errors by what was compared, printed at the end."""
-    errors = {}
-    yield errors
-    for what, error in errors.items():
-        print(f"{what:60} {error:.1e}")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def caches():
     """What was compiled for one file is of no use to the next; kept, it is gigabytes for the garbage collector to go through."""
     yield
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture
-def x64():
-    """Float64 for the time of a test."""
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture

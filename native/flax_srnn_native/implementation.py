@@ -70,9 +70,9 @@ class Native:
         cell, dtype = problem.cell, problem.initial_state.dtype
         if dtype != jnp.float32:
             raise _refused(f"it computes in float32, got {dtype}", "use 'scan'")
-        if not activations.is_named(cell.activation) or activations.name(cell.activation) not in ACTIVATIONS:
-            given = activations.name(cell.activation) if activations.is_named(cell.activation) else "a callable"
-            raise _refused(f"its activations are {', '.join(ACTIVATIONS)}, got {given}", "use 'scan'")
+        activation = activations.name(cell.activation) if activations.is_named(cell.activation) else "a callable"
+        if activation not in ACTIVATIONS:
+            raise _refused(f"its activations are {', '.join(ACTIVATIONS)}, got {activation}", "use 'scan'")
         if not _of_float32(cell.precision):
             raise _refused(f"its products are of float32, got `precision`={describe(cell.precision)}", "use 'scan'")
         if not all(isinstance(size, int) for size in (*problem.inputs.shape, *problem.initial_state.shape)):

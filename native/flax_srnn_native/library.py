@@ -45,13 +45,13 @@ def _interface() -> int:
     """The version of the interface that the installed JAX has, 1000 · major + minor, by the header that comes with it."""
     try:
         text = HEADER.read_text(encoding="utf-8")
-        major, minor = (int(re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)[1]) for part in ("MAJOR", "MINOR"))  # type: ignore[index]
-    except (OSError, TypeError) as error:
+        found = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", text))
+        return 1000 * int(found["MAJOR"]) + int(found["MINOR"])
+    except (OSError, KeyError) as error:
         raise RuntimeError(
             f"flax-srnn-native: what version of XLA's foreign function interface JAX {jax.__version__} has is not to be "
             f"found in {HEADER}."
         ) from error
-    return 1000 * major + minor
 
 
 def _named(version: int) -> str:

@@ -129,7 +129,7 @@ void retreat(Backward& b, Long c) {
     });
     above = deltas;
   }
-  if (b.chunk) std::memcpy(b.above, above, p.rows * b.stride * sizeof(float));
+  std::memcpy(b.above, above, p.rows * b.stride * sizeof(float));
 }
 
 void input_products(const Backward& b, Long c) {

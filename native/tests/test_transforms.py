@@ -196,7 +196,9 @@ def test_third_derivative():
     params = init_params(jax.random.key(0), 2, 3)
 
     def third(implementation):
-        f = lambda s: simple_rnn(params, s * x, implementation=implementation)[1].sum()  # noqa: E731
+        def f(s):
+            return simple_rnn(params, s * x, implementation=implementation)[1].sum()
+
         return jax.jit(jax.grad(jax.grad(jax.grad(f))))(jnp.float32(0.7))
 
     np.testing.assert_allclose(third("native"), third("autodiff"), rtol=1e-4)
@@ -294,7 +296,10 @@ def test_sharded_arrays(axes):
     function, (params, *rows) = problem(SHARDED)
     expected = both(problem(SHARDED, "scan")[0])(params, *rows)
     one = mesh(axis_types=(axes,))
-    put = lambda tree, *spec: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(one, P(*spec))), tree)  # noqa: E731
+
+    def put(tree, *spec):
+        return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(one, P(*spec))), tree)
+
     close(both(function)(put(params), *put(rows, "data")), expected)
 
 
