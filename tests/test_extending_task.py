@@ -23,7 +23,7 @@ def test_task_is_one_file_and_one_config(tmp_path):
     shutil.copytree(HERE / "flax_srnn", tmp_path / "flax_srnn", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(HERE / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "flax_srnn" / "training" / "tasks" / "echo.py").write_text(program("task"))
-    (config,) = fences("task", "python configs/echo.py")
+    (config,) = fences("task", 'python title="configs/echo.py"')
     (tmp_path / "configs" / "echo.py").write_text(config)
     done = echo(["train", "echo", "--workdir", "run"], tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,5 @@
 """A loaded model that is trained on: what is frozen, the penalties and the constraints of every layer, and back to Keras."""
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import keras
@@ -11,13 +8,13 @@ import optax
 import pytest
 from keras import layers
 from keras_models import MARKS, lenient, randomised, real_input, reals  # noqa: F401 - a fixture
+from pages import DOCS, fences
 
 from flax_srnn import collect_constraints, keep_constraints, regularization_loss
 from flax_srnn.interop.keras import labels, load_model, save_weights
 
 pytestmark = MARKS
 
-ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(0)
 
 
@@ -90,14 +87,14 @@ def test_what_is_frozen_in_keras_is_labelled_so(tmp_path):
 
 @pytest.mark.slow
 def test_trained_on_and_given_back(tmp_path, monkeypatch):
-    """The program of docs/keras.md: what was frozen is the same to the last bit, and Keras predicts the same."""
+    """The program of docs/keras_files.md: what was frozen is the same to the last bit, and Keras predicts the same."""
     model = randomised(frozen())
     model.save(tmp_path / "model.keras")
     monkeypatch.chdir(tmp_path)
-    _, program = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "keras.md").read_text(), re.DOTALL)
+    (program,) = (fence.text for fence in fences((DOCS / "keras_files.md").read_text()) if "optimizer" in fence.text)
     y = np.random.default_rng(2).normal(size=(3, 2)).astype(np.float32)
     found = {"x": reals(), "y": y}
-    exec(compile(program, "docs/keras.md", "exec"), found)
+    exec(compile(program, "keras_files.md", "exec"), found)
     module, variables = found["module"], {"params": found["params"], "batch_stats": found["stats"]}
     assert found["value"] < 0.5 * np.mean((np.asarray(model(reals())) - y) ** 2)
 
