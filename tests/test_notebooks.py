@@ -1,23 +1,175 @@
-"""The notebooks run from the first cell to the last, as they stand."""
+"""The notebooks, as somebody opens them who has nothing but a kernel: the first cell brings the rest.
 
+The test marked slow makes a virtual environment for each notebook, so that none finds what another one installed. It needs the
+network: pip fetches JAX and the rest from the package index, or from its cache.
+"""
+
+import ast
+import importlib.util
+import json
 import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from importlib.machinery import PathFinder
 
 import nbclient
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
-NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = pathlib.Path(__file__).parent.parent
+NEEDS = {
+    "01_quickstart": ("flax-srnn", "matplotlib"),
+    "02_training": ("flax-srnn[train]",),
+    "03_long_sequences": ("flax-srnn", "matplotlib"),
+    "04_from_keras_and_torch": ("flax-srnn[interop]", "keras", "flatbuffers"),
+}
+"""What each first cell asks pip for: the library, and others."""
+BROUGHT = {"IPython", "jax", "flax", "optax", "numpy"}
+"""What comes with the kernel and with the library."""
+OPTIONAL = {"torch"}
+ADDRESS = "git+https://example.org/library"
+
+each_notebook = pytest.mark.parametrize("name", NEEDS)
+
+
+def read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(name):
+    return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def run_first_cell(name, pip, source=""):
+    """The names that the first cell defines; the lines that it would give to pip are appended to `pip`."""
+
+    class Shell:
+        def run_line_magic(self, magic, line):
+            assert magic == "pip"
+            pip.append(shlex.split(line.format(**names)))
+
+    cell = code_cells(name)[0]
+    assert 'SOURCE = ""' in cell
+    names = {"get_ipython": Shell}
+    exec(TransformerManager().transform_cell(cell.replace('SOURCE = ""', f'SOURCE = "{source}"')), names)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the notebook lies; nothing else can be imported."""
+    folder = tmp_path / "my notebooks"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: PathFinder.find_spec(module, [str(folder)]))
+    return folder
+
+
+def project(folder, name):
+    folder.mkdir(exist_ok=True)
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+    return folder
+
+
+@each_notebook
+def test_with_nothing_beside_it_the_first_cell_says_what_to_do_and_asks_pip_for_nothing(name, folder):
+    project(folder / "flax_srnn", "flax-srnn-native")  # Python takes any folder for a package of its name
+    project(folder.parent, "another")
+    pip = []
+    with pytest.raises(SystemExit, match=r"^Missing here: flax_srnn, .*SOURCE above, .* wheel .* clone"):
+        run_first_cell(name, pip)
+    assert pip == []
+
+
+@each_notebook
+def test_the_library_comes_from_the_address_a_wheel_or_a_clone_in_this_order(name, folder):
+    library, *others = NEEDS[name]
+    pip = []
+    places = [
+        project(folder.parent, "flax-srnn"),
+        project(folder / "flax_srnn", "flax-srnn"),
+        folder / "flax_srnn-0.1.0-py3-none-any.whl",
+    ]
+    places[-1].touch()
+    for source in (ADDRESS, ""):
+        run_first_cell(name, pip, source)
+    for place in reversed(places[1:]):
+        place.rename(folder.parent / f"gone-{place.name}")
+        run_first_cell(name, pip)
+    sources = [ADDRESS, *(place.as_uri() for place in reversed(places))]
+    assert pip == [["install", "-q", f"{library} @ {source}", *others] for source in sources]
+
+
+@each_notebook
+def test_the_first_cell_installs_where_any_module_is_missing_and_else_nothing(name, monkeypatch):
+    find_spec, pip = importlib.util.find_spec, []
+    modules = run_first_cell(name, pip, ADDRESS)["MODULES"]
+    assert pip == []
+    for lost in modules:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda module, lost=lost: module != lost and find_spec(module))
+        assert run_first_cell(name, pip, ADDRESS)["missing"] == [lost]
+    assert len(pip) == len(modules)
+
+
+@each_notebook
+def test_the_first_cell_looks_for_what_the_others_import_and_they_install_nothing(name):
+    others = code_cells(name)[1:]
+    imported = set()
+    for node in ast.walk(ast.parse("\n".join(others))):  # an error where one has a magic such as %pip
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    imported = {module.partition(".")[0] for module in imported} - sys.stdlib_module_names
+    assert imported - BROUGHT - OPTIONAL <= set(run_first_cell(name, [])["MODULES"])
+
+
+def test_first_cells_differ_in_what_is_needed_only():
+    assert sorted(NEEDS) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert len({re.sub(r"(?m)^MODULES, .*$", "", code_cells(name)[0]) for name in NEEDS}) == 1
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT], check=True)
+    (wheel,) = folder.iterdir()
+    return wheel
 
 
 @pytest.mark.slow
 # The kernel's own start-up warns of transports and loops that are not ours to choose.
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_the_first_cell_to_the_last(path, tmp_path):
-    notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
-    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert ran
-    assert all(cell.execution_count for cell in ran)
+@each_notebook
+def test_runs_from_the_first_cell_to_the_last_where_only_a_wheel_lies_beside_it(name, wheel, monkeypatch):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (ipykernel,) = (each for each in extras["test"] if each.startswith("ipykernel"))
+    for setting in ("PYTHONPATH", "XLA_FLAGS", "KERAS_BACKEND"):  # the reader has none of the tests' settings
+        monkeypatch.delenv(setting, raising=False)
+    with tempfile.TemporaryDirectory() as folder:  # a gigabyte, which pytest would keep
+        environment, beside = pathlib.Path(folder, "environment").resolve(), pathlib.Path(folder, "beside")
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        python = str(environment / "bin" / "python")
+        subprocess.run([python, "-m", "pip", "install", "-q", ipykernel], check=True)
+        kernel = pathlib.Path(folder, "kernels", "fresh", "kernel.json")
+        kernel.parent.mkdir(parents=True)
+        command = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel.write_text(json.dumps({"argv": command, "display_name": "fresh", "language": "python"}))
+        monkeypatch.setenv("JUPYTER_PATH", folder)
+        beside.mkdir()
+        shutil.copy(wheel, beside)
+
+        notebook = read(name)
+        asking = nbformat.v4.new_code_cell("import flax_srnn\nprint(flax_srnn.__file__)")
+        notebook.cells.append(asking)
+        nbclient.NotebookClient(
+            notebook, timeout=600, kernel_name="fresh", resources={"metadata": {"path": str(beside)}}
+        ).execute()
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert pathlib.Path(asking.outputs[0].text.strip()).is_relative_to(environment)
