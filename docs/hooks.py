@@ -59,4 +59,5 @@ def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
 
 def _formula(found: re.Match[str]) -> str:
     text = html.unescape(found[2]).strip()
-    return converter.convert(text[2:-2], display="block" if text.startswith(r"\[") else "inline")
+    shown = converter.convert(text[2:-2], display="block" if text.startswith(r"\[") else "inline")
+    return shown.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # \sim is an operator, with space around it

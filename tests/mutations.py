@@ -992,7 +992,7 @@ OF_BOTH_FAMILIES = [
         "tree if o.dtype is not None else jax.tree.map",
         ("test_dtypes.py::test_mixed_precision",),
     ),
-    Mutation("merge-ave-without-the-half", OPTIONS, "((forward + backward) / 2,)", "(forward + backward,)", MERGED),
+    Mutation("merge-ave-without-the-half", OPTIONS, "(forward + backward) / 2", "forward + backward", MERGED),
     Mutation(
         "merge-concat-the-other-way-round",
         OPTIONS,

@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from cases import thinned
 from models import KEY, LENGTHS, MASK, RESETS, B, F, T, U, X, check_tree, close, drawn, parameters, run, same, shapes
 
 from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells, compute_mask, simple_rnn
+from flax_srnn.layers import options
 
 # --- parameters --------------------------------------------------------------------------------------------------------
 
@@ -144,6 +146,8 @@ def test_merge_modes_are_the_two_layers_merged(sequences, backwards):
         "mul": first * second,
         None: (first, second),
     }
+    names, _ = get_args(options.MergeMode)
+    assert tuple(expected) == (*options.MERGING, None) == (*get_args(names), None)
     for mode, value in expected.items():
         check_tree(Bidirectional(layer, mode).apply(variables, X, mask=MASK), value)
         given = Bidirectional(layer, mode, other).apply(variables, X, mask=MASK)

@@ -11,8 +11,8 @@ import functools
 import math
 import operator
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from flax_srnn.core import implementations, sequence
 from flax_srnn.dtypes import at_least_float32
 
 __all__ = [
+    "MERGING",
     "BidirectionalOptions",
     "CellOptions",
     "MergeMode",
@@ -45,6 +46,13 @@ __all__ = [
 ]
 
 MergeMode: TypeAlias = Literal["concat", "sum", "ave", "mul"] | None
+MERGING: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "concat": lambda forward, backward: jnp.concatenate([forward, backward], -1),
+    "sum": jnp.add,
+    "ave": lambda forward, backward: (forward + backward) / 2,
+    "mul": jnp.multiply,
+}
+"""What `Bidirectional` makes of its two outputs; the modes of `MergeMode` but None."""
 
 
 @dataclasses.dataclass
@@ -135,7 +143,6 @@ class BidirectionalOptions:
     """Whether outputs at masked steps are held where there are sequences, as in Keras before tf.keras, and not 0."""
 
 
-_MERGE_MODES = (*get_args(get_args(MergeMode)[0]), None)
 _FLAGS = ("use_bias", "return_state", "stateful")
 
 
@@ -167,8 +174,8 @@ def check(options: Any) -> None:
         sequence.check_options(_of_sequence(options))
     if "merge_mode" in fields:
         mode = options.merge_mode
-        if not (mode is None or (isinstance(mode, str) and mode in _MERGE_MODES)):
-            raise ValueError(f"`merge_mode` must be one of {_MERGE_MODES}, got {validation.describe(mode)}.")
+        if not (mode is None or (isinstance(mode, str) and mode in MERGING)):
+            raise ValueError(f"`merge_mode` must be one of {(*MERGING, None)}, got {validation.describe(mode)}.")
 
 
 def parameters(o: Any, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -280,19 +287,13 @@ def check_directions(forward: Any, backward: Any) -> None:
             )
 
 
-def merge(mode: str | None, forward: jax.Array, backward: jax.Array) -> tuple[jax.Array, ...]:
+def merge(mode: MergeMode, forward: jax.Array, backward: jax.Array) -> tuple[jax.Array, ...]:
     """The outputs of both directions as `Bidirectional` returns them: one array, or both for mode None."""
-    if mode in ("sum", "ave", "mul") and forward.shape != backward.shape:
+    if mode is None:
+        return forward, backward
+    if mode != "concat" and forward.shape != backward.shape:
         raise ValueError(
             f"`merge_mode`: {mode!r} needs outputs of one shape, got {forward.shape} from `layer` and {backward.shape} from "
             "`backward_layer`; nothing is broadcast."
         )
-    if mode == "concat":
-        return (jnp.concatenate([forward, backward], -1),)
-    if mode == "sum":
-        return (forward + backward,)
-    if mode == "ave":
-        return ((forward + backward) / 2,)
-    if mode == "mul":
-        return (forward * backward,)
-    return forward, backward
+    return (MERGING[mode](forward, backward),)
