@@ -82,8 +82,8 @@ def run(parsed: argparse.Namespace) -> None:
         (folder / "results.md").write_text(text, encoding="utf-8")
         results = {"about": about, "records": [dataclasses.asdict(record) for record in records]}
         (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        if not report.plot(records, folder / "results.png"):
-            print("matplotlib is not installed: no plot.", file=sys.stderr)
+        if why_not := report.plot(records, folder / "results.png"):
+            print(f"{why_not}: no plot.", file=sys.stderr)
         atomic.move_folder(folder, [job.folder])
         job.kept.unlink(missing_ok=True)
     print(f"Written to {job.folder}", file=sys.stderr)
