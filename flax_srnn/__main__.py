@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
             "  IN   a whole model in a .keras, .h5 or .hdf5 file, or a folder that was written before\n"
             "  OUT  a name without an ending: a folder with variables.msgpack (of flax.serialization), config.json and\n"
             "       metadata.json\n"
-            "       NAME.weights.h5: weights for Keras's own load_weights"
+            "       NAME.weights.h5: weights for Keras's own load_weights (needs h5py, of the extra [interop])"
         ),
         epilog="`flax-srnn show IN` says beforehand what can be converted. From Python: flax_srnn.interop.keras.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -156,6 +156,7 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
     Raises:
       FileNotFoundError: there is no such input.
       ValueError: as in `load_model`; the output exists, or has another ending.
+      ImportError: h5py is not installed, and a file is to be written.
 
     >>> convert("no such file.keras", "out")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
