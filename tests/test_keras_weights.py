@@ -1,6 +1,7 @@
 """Weights in Keras's files, and layers of ours in Keras's formats and back."""
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -283,6 +284,21 @@ def test_save_weights_refuses(tmp_path):
     save_weights(path, layer, jax.tree.map(jnp.zeros_like, variables), overwrite=True)
     assert np.all(load_weights(path)["simple_rnn"]["bias"] == 0)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_is_an_error_that_names_the_file(tmp_path):
+    """And nothing else: HDF5's own writing to a full disk ends in pages on stderr."""
+    layer = flax_srnn.SimpleRNN(64)
+    variables = layer.init(jax.random.key(0), jnp.ones((2, T, F)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # in bytes; the file has more
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_weights(tmp_path / "new.weights.h5", layer, variables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "new.weights.h5")
+    assert not list(tmp_path.iterdir())
 
 
 def test_reading_needs_neither_keras_nor_tensorflow_nor_h5py(saved_stack, tmp_path):

@@ -68,7 +68,7 @@ def run(parsed: argparse.Namespace) -> None:
     """
     job = _read(parsed)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.unfinished_folder(job.folder.parent) as folder:
+    with atomic.unfinished_folder(job.folder) as folder:
         try:
             about, records = measure(job)
         except BaseException:

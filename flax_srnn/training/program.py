@@ -85,7 +85,7 @@ def train(what: str | Training, *, workdir: str | Path | None = None, overwrite:
 
 def start(task: str, config: Training, name: str, workdir: Path | None, *, overwrite: bool) -> Run:
     """Trains what `find` found, in `workdir` or the next free folder of that name."""
-    processes.by_first(lambda: run.check_target(workdir, overwrite=overwrite))
+    processes.by_first(lambda: run.check_target(workdir, name, overwrite=overwrite))
     stop = loop.Stop()
     with stop.handled():
         experiment, data = _loaded(task, config)
