@@ -125,8 +125,12 @@ class TestPicture:
     def test_the_command_says_why_there_is_no_picture(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(benchmark, "measure", lambda job: ({"jax": "0.1"}, [self.itself]))
         assert main(["benchmark", "--output", str(tmp_path / "new")]) == 0
-        assert "no peer was timed, and nothing counted: no plot.\n" in capsys.readouterr().err
-        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["results.json", "results.md"]
+        err = capsys.readouterr().err
+        assert "no peer was timed, and nothing counted: no plot.\n" in err
+        first, *files = err[err.index("wrote") :].splitlines()
+        assert first == f"wrote {tmp_path / 'new'}"
+        names = sorted(path.name for path in (tmp_path / "new").iterdir())
+        assert names == ["results.json", "results.md"] == sorted(line.split()[0] for line in files)
 
 
 class TestAgreement:

@@ -91,6 +91,10 @@ def test_train_writes_numbered_runs_with_everything_in_them(here, capsys):
     ):
         assert words in out
     first = here / "runs" / "sunspots-1"
+    *_, said = out.partition("wrote runs/sunspots-1\n")
+    *files, then = said.splitlines()
+    assert sorted(line.split()[0] for line in files) == sorted(path.name for path in first.iterdir())
+    assert then.startswith("next: flax-srnn predict runs/sunspots-1 ")
     before = contents(first)
     assert {"config.json", "curves.png", "forecast.png", "metrics.jsonl", "params.npz", "scores.json"} < before.keys()
     about = json.loads(before["config.json"])
@@ -134,6 +138,7 @@ def test_predict_prints_the_last_years_and_the_next(here, capsys):
 
 def test_predict_on_a_series_of_the_users_own(here, capsys):
     assert main(["predict", "trained", "--output", "all.csv"]) == 0
+    assert capsys.readouterr().out == "wrote all.csv: 299 rows of index, observed, forecast, spread\n"
     rows = list(csv.DictReader(Path("all.csv").read_text().splitlines()))
     assert [int(row["index"]) for row in rows] == list(range(1711, 2010))
     lines = [line for line in SHIPPED["sunspots"].read_text().splitlines() if line[0] != "#"]

@@ -33,12 +33,21 @@ from flax_srnn.training import tasks
 from flax_srnn.training.config import Training
 
 __all__ = [
-    "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed", "locked",
-    "scores",
+    "FILES", "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed",
+    "locked", "scores",
 ]  # fmt: skip
 
 RUNS = Path("runs")
 _CONFIG, _PARAMS, _SCORES = "config.json", "params.npz", "scores.json"
+FILES = {
+    _SCORES: "the scores",
+    _PARAMS: "the parameters",
+    _CONFIG: "what the run was told",
+    "metrics.jsonl": "loss and validation score by step",
+    "events": "the same for TensorBoard",
+    "checkpoints": "the last steps",
+}
+"""What is in a finished run beside its pictures, for the user."""
 
 
 class Described(NamedTuple):

@@ -22,6 +22,12 @@ from flax_srnn.layers import states
 
 __all__ = ["convert", "load_model", "load_weights", "save_weights"]
 
+FILES = {
+    model_files.VARIABLES: "the arrays: flax.serialization.to_bytes(variables)",
+    "config.json": "the model, in Keras's words",
+    "metadata.json": "the version of Keras",
+}
+"""What is in a folder that `convert` wrote, for the user."""
 AnyPath = str | os.PathLike[str]
 
 
