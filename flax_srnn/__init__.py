@@ -1,4 +1,37 @@
-"""The SimpleRNN family for JAX and Flax."""
+"""The SimpleRNN family of Keras for JAX and Flax: every option, the same numbers, explicit state.
+
+Layers, for Flax Linen:
+    SimpleRNN            a simple RNN over a sequence
+    SimpleRNNCell        one step of it
+    RNN                  any Flax cell, or several stacked, over a sequence
+    StackedRNNCells      several cells as one
+    Bidirectional        a layer in both directions, merged
+
+Functions, no layer:
+    cell_step            one step, for `jax.lax.scan`
+    simple_rnn           a whole sequence
+    truncated_rnn        the same, with gradients that stop every few steps
+    init_params          their parameters
+    dropout_masks        their dropout masks
+    compute_mask         the mask of what they return
+
+States of stateful layers:
+    reset_states         set back, in a new tree
+
+Penalties and constraints:
+    regularization_loss  the sum of what the layers sowed
+    collect_constraints  of a model, as a tree
+    keep_constraints     keeps parameters within them; the last in an `optax.chain`
+    apply_constraints    projects parameters once
+
+How a sequence is run, the argument `implementation`:
+    Scan                 "scan", the default: a hand-written backward pass
+    Autodiff             "autodiff": differentiated by JAX, in forward mode too
+    Chunked              "chunked": pieces of time side by side; `flax_srnn.chunked` counts its sweeps
+
+Elsewhere: the same layers for Flax NNX in `flax_srnn.nnx`; models and weights of Keras in `flax_srnn.interop.keras`, of PyTorch
+in `flax_srnn.interop.torch`; the training program in `flax_srnn.training`; all programs by `flax-srnn --help`.
+"""
 
 from flax_srnn import chunked as chunked
 from flax_srnn.core.cell import cell_step as cell_step

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flax_srnn import benchmark, worker
-from flax_srnn.exits import Failed, Interrupted
+from flax_srnn.exits import Failed, Interrupted, wrote
 from flax_srnn.identifiers import did_you_mean
 
 _MAX_MESSAGE = 4000
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
             "  IN   a whole model in a .keras, .h5 or .hdf5 file, or a folder that was written before\n"
             "  OUT  a name without an ending: a folder with variables.msgpack (of flax.serialization), config.json and\n"
             "       metadata.json\n"
-            "       NAME.weights.h5: weights for Keras's own load_weights"
+            "       NAME.weights.h5: weights for Keras's own load_weights (needs h5py, of the extra [interop])"
         ),
         epilog="`flax-srnn show IN` says beforehand what can be converted. From Python: flax_srnn.interop.keras.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -206,15 +206,17 @@ def _sample(parsed: argparse.Namespace) -> None:
 
 def _convert(parsed: argparse.Namespace) -> None:
     from flax_srnn.interop.keras import convert, describe
+    from flax_srnn.interop.keras.files import FILES
 
     convert(parsed.input, parsed.output)
     layers = [layer for layer in describe(parsed.output) if layer.arrays]
     arrays = [shape for layer in layers for shape in layer.arrays.values()]
-    files = sorted(path.name for path in parsed.output.iterdir()) if parsed.output.is_dir() else []
-    print(
-        f"wrote {parsed.output}{' with ' if files else ''}{', '.join(files)}: {len(layers)} layers with {len(arrays)} arrays, "
-        f"{sum(map(math.prod, arrays)):,} parameters"
-    )
+    about = f"{len(layers)} layers with {len(arrays)} arrays, {sum(map(math.prod, arrays)):,} parameters"
+    if parsed.output.is_dir():
+        load = "in Python: from flax_srnn.interop.keras import load_model; module, variables = load_model"
+    else:
+        load = "in Keras: model.load_weights"
+    print(wrote(parsed.output, about, FILES, f"{load}({str(parsed.output)!a})"))
 
 
 def _show(parsed: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all.
 
 Both are made under a hidden name in the folder where they will stand, hence on its file system, and then renamed. What
-fails on the way, or is interrupted, leaves nothing.
+fails on the way, or is interrupted, leaves nothing, and an OSError names what was asked for and not the hidden name.
 """
 
 import contextlib
@@ -12,30 +12,50 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["move_folder", "unfinished_folder", "writing_file"]
+__all__ = ["move_folder", "naming", "unfinished_folder", "writing_file"]
 
 
 @contextlib.contextmanager
 def writing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a path to write to; what is there replaces `path` when the block ends well, and vanishes when it does not."""
     target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    unfinished = _hidden_beside(target)
+    with naming(target, unfinished):
+        try:
+            yield unfinished
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def unfinished_folder(parent: Path) -> Iterator[Path]:
-    """Gives a new hidden folder in `parent`, to be filled and moved by `move_folder`; if it was not moved, it vanishes."""
-    unfinished = parent / f".unfinished-{secrets.token_hex(8)}"
-    unfinished.mkdir()
+def unfinished_folder(target: Path) -> Iterator[Path]:
+    """Gives a new hidden folder beside `target`, to be filled and moved by `move_folder`; if it was not moved, it vanishes."""
+    unfinished = _hidden_beside(target)
+    with naming(target, unfinished):
+        unfinished.mkdir()
+        try:
+            yield unfinished
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(target: Path, unfinished: Path) -> Iterator[None]:
+    """Has an OSError about `unfinished`, what is in it, or no file in particular, name `target` in its place."""
     try:
-        yield unfinished
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        yield
+    except OSError as error:
+        # Writing to an open file fails without a name. An error of this library's own has a text in place of a number.
+        about = unfinished if error.filename is None else Path(str(error.filename))
+        if error.errno is None or not about.is_relative_to(unfinished):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target / about.relative_to(unfinished))) from error
+
+
+def _hidden_beside(target: Path) -> Path:
+    """A new name; that of `target` is not in it, for which it might be too long."""
+    return target.parent / f".unfinished-{secrets.token_hex(8)}"
 
 
 def move_folder(folder: Path, places: Iterable[Path]) -> Path:

@@ -15,6 +15,7 @@ import cases
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from flax_srnn import activations, benchmark
 from flax_srnn.__main__ import main
@@ -79,6 +80,57 @@ class TestStatistics:
         assert set(rounds) == {("a", "b"), ("b", "a")}
         assert times.keys() == {"a", "b"}
         assert all(len(taken) == 1 and 0 < taken[0] < 1 for taken in times.values())
+
+
+class TestPicture:
+    """What stands on which axis, read from the axes themselves."""
+
+    times = (record("a", [1.0, 1.0], [2.0, 8.0]), record("b", [1.0, 1.0], [8.0, 2.0]))
+    memory = Record("memory of training", "a", "MiB", {"flax-srnn": [0.0], "flax.nnx": [7.0]})
+    cycles = Record("a step", "a", "cycles", {"flax-srnn": [100.0], "keras": [300.0]})
+    itself = record("a", [1.0], [1.1], first="float32")
+
+    @pytest.fixture
+    def drawn(self, monkeypatch, tmp_path):
+        """Draws records; per panel: (its label, whether it is logarithmic, contestant -> figures from the top)."""
+        figures = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: figures.append(figure))
+
+        def draw(*records):
+            assert report.plot(records, tmp_path / "results.png") == ""
+            return [
+                (
+                    axes.get_xlabel().partition("\n")[0],
+                    axes.get_xscale() == "log",
+                    {marks.get_label(): list(marks.lines[0].get_xdata()) for marks in axes.containers},
+                )
+                for axes in figures[-1].axes
+            ]
+
+        return draw
+
+    def test_what_is_counted_has_axes_of_its_own(self, drawn):
+        # The geometric mean of the ratios is 4 in both processes.
+        of_times = ("time of a peer / time of flax-srnn", True, {"keras": [pytest.approx(4.0)]})
+        of_cycles = ("cycles of a peer / cycles of flax-srnn", True, {"keras": [pytest.approx(3.0)]})
+        of_memory = ("memory of training, in MiB", False, {"flax-srnn": [0.0], "flax.nnx": [7.0]})
+        assert drawn(*self.times) == [of_times]
+        assert drawn(self.memory) == [of_memory]
+        assert drawn(self.memory, self.cycles, *self.times) == [of_times, of_cycles, of_memory]
+
+    def test_nothing_to_draw_is_no_picture(self, tmp_path):
+        assert report.plot([self.itself], tmp_path / "results.png") == "no peer was timed, and nothing counted"
+        assert not list(tmp_path.iterdir())
+
+    def test_the_command_says_why_there_is_no_picture(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(benchmark, "measure", lambda job: ({"jax": "0.1"}, [self.itself]))
+        assert main(["benchmark", "--output", str(tmp_path / "new")]) == 0
+        err = capsys.readouterr().err
+        assert "no peer was timed, and nothing counted: no plot.\n" in err
+        first, *files = err[err.index("wrote") :].splitlines()
+        assert first == f"wrote {tmp_path / 'new'}"
+        names = sorted(path.name for path in (tmp_path / "new").iterdir())
+        assert names == ["results.json", "results.md"] == sorted(line.split()[0] for line in files)
 
 
 class TestAgreement:

@@ -91,6 +91,10 @@ def test_train_writes_numbered_runs_with_everything_in_them(here, capsys):
     ):
         assert words in out
     first = here / "runs" / "sunspots-1"
+    *_, said = out.partition("wrote runs/sunspots-1\n")
+    *files, then = said.splitlines()
+    assert sorted(line.split()[0] for line in files) == sorted(path.name for path in first.iterdir())
+    assert then.startswith("next: flax-srnn predict runs/sunspots-1 ")
     before = contents(first)
     assert {"config.json", "curves.png", "forecast.png", "metrics.jsonl", "params.npz", "scores.json"} < before.keys()
     about = json.loads(before["config.json"])
@@ -134,6 +138,7 @@ def test_predict_prints_the_last_years_and_the_next(here, capsys):
 
 def test_predict_on_a_series_of_the_users_own(here, capsys):
     assert main(["predict", "trained", "--output", "all.csv"]) == 0
+    assert capsys.readouterr().out == "wrote all.csv: 299 rows of index, observed, forecast, spread\n"
     rows = list(csv.DictReader(Path("all.csv").read_text().splitlines()))
     assert [int(row["index"]) for row in rows] == list(range(1711, 2010))
     lines = [line for line in SHIPPED["sunspots"].read_text().splitlines() if line[0] != "#"]
@@ -202,7 +207,7 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "an existing run": ([*TINY, "--workdir", "trained"], "workdir trained: it exists already.*--resume trained", None),
     "workdir is a file": ([*TINY, "--workdir", "f"], "workdir f: it exists already", series_file("f", "")),
     "workdir below a file": ([*TINY, "--workdir", "f/run"], "f", series_file("f", "")),
-    "workdir where nothing can be": ([*TINY, "--workdir", "/proc/run"], "/proc/", None),
+    "workdir where nothing can be": ([*TINY, "--workdir", "/proc/run"], "error: /proc/run: ", None),
     "overwriting nothing": ([*TINY, "--overwrite"], "--overwrite replaces the run in --workdir", None),
     "resume and more": ([*TINY, "--resume", "trained"], "--resume takes everything from the run", None),
     "resume of a finished run": (["train", "--resume", "trained"], "run trained: it is finished", None),
@@ -230,7 +235,8 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "negative count": (["predict", "trained", "--input", "s.csv"], "line 2: .*at least 0 for transform='sqrt', got -1", series_file("s.csv", "year,value", "1900,-1")),
     "too short": (["predict", "trained", "--input", "s.csv"], "at least 11 rows are needed.*got 10", series_file("s.csv", "year,value", *YEARS[:10])),
     "an existing output": (["predict", "trained", "--output", "o.csv"], "output o.csv: it exists already", series_file("o.csv", "mine")),
-    "output in a missing folder": (["predict", "trained", "--output", "no/o.csv"], "no", None),
+    "output in a missing folder": (["predict", "trained", "--output", "no/o.csv"], "error: no/o.csv: No such file or directory$", None),
+    "output that is a folder": (["predict", "trained", "--output", "trained", "--overwrite"], "error: trained: Is a directory$", None),
     "conversion without output": (["convert", "a.keras"], "required: OUT", None),
     "conversion of a missing file": (["convert", "none.keras", "out.msgpack"], "none.keras", None),
     "unknown benchmark option": (["benchmark", "--no-such-option"], "no-such-option", None),

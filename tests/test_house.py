@@ -227,6 +227,16 @@ def test_a_star_import_hides_nothing():
     assert not {name for name in names if inspect.ismodule(namespace[name])}
 
 
+@pytest.mark.parametrize("module", ["flax_srnn", "flax_srnn.nnx"])
+def test_help_begins_with_a_list_of_all_names(module):
+    """One line each, the layers first."""
+    loaded = importlib.import_module(module)
+    listed = re.findall(r"^    (\w+)  ", loaded.__doc__, re.MULTILINE)
+    assert listed[:5] == ["SimpleRNN", "SimpleRNNCell", "RNN", "StackedRNNCells", "Bidirectional"]
+    assert sorted(listed) == sorted(loaded.__all__)
+    assert loaded.__doc__.count("\n") <= 40
+
+
 def test_the_package_holds_the_public_names_and_nothing_else():
     tree = ast.parse(FILES["flax_srnn"].read_text())
     docstring, *rest = tree.body

@@ -252,15 +252,25 @@ def test_convert_there_and_back(tmp_path, capsys):
     model = randomised(keras.Sequential(MODELS["normalised, flat"]()))
     model.save(tmp_path / "model.keras")
     assert main(["convert", str(tmp_path / "model.keras"), str(tmp_path / "out")]) == 0
-    wrote = f"wrote {tmp_path / 'out'} with config.json, metadata.json, variables.msgpack: "
-    assert capsys.readouterr().out == wrote + "5 layers with 12 arrays, 165 parameters\n"
+    first, *files, then = capsys.readouterr().out.splitlines()
+    assert first == f"wrote {tmp_path / 'out'}: 5 layers with 12 arrays, 165 parameters"
+    assert sorted(line.split()[0] for line in files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert then == (
+        "next: in Python: from flax_srnn.interop.keras import load_model; "
+        f"module, variables = load_model('{tmp_path / 'out'}')"
+    )
     module, variables = load_model(tmp_path / "out")
     np.testing.assert_allclose(module.apply(variables, reals()), model(reals()), atol=1e-6)
     assert main(["convert", str(tmp_path / "out"), str(tmp_path / "model.weights.h5")]) == 0
     expected = model(reals())
     randomised(model, seed=5).load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(model(reals()), expected)
-    assert capsys.readouterr().err == ""
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == (
+        f"wrote {tmp_path / 'model.weights.h5'}: 5 layers with 12 arrays, 165 parameters\n"
+        f"next: in Keras: model.load_weights('{tmp_path / 'model.weights.h5'}')\n"
+    )
 
     # Nothing is overwritten, nothing is left behind.
     there = sorted(tmp_path.rglob("*"))

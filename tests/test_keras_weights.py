@@ -1,6 +1,7 @@
 """Weights in Keras's files, and layers of ours in Keras's formats and back."""
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -285,22 +286,47 @@ def test_save_weights_refuses(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_disk_that_fills_up_is_an_error_that_names_the_file(tmp_path):
+    """And nothing else: HDF5's own writing to a full disk ends in pages on stderr."""
+    layer = flax_srnn.SimpleRNN(64)
+    variables = layer.init(jax.random.key(0), jnp.ones((2, T, F)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # in bytes; the file has more
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_weights(tmp_path / "new.weights.h5", layer, variables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "new.weights.h5")
+    assert not list(tmp_path.iterdir())
+
+
 def test_reading_needs_neither_keras_nor_tensorflow_nor_h5py(saved_stack, tmp_path):
     folder, _ = saved_stack
-    keras.Sequential([keras.Input((T, F)), layers.SimpleRNN(3)]).save(tmp_path / "model.keras")
+    model = keras.Sequential([keras.Input((T, F)), layers.SimpleRNN(3)])
+    model.save(tmp_path / "new.keras")
+    model.save(tmp_path / "legacy.h5")
     code = f"""
         import sys
         for name in ("keras", "tensorflow", "tf_keras", "h5py", "torch"):
             sys.modules[name] = None
-        import jax, pathlib
-        from flax_srnn.interop.keras import from_config, load_model, load_weights, save_weights, to_config
-        folder = pathlib.Path({str(folder)!r})
+        import jax, os
+        from flax_srnn.__main__ import main
+        from flax_srnn.interop.keras import describe, load_model, load_weights, save_weights
         for ending in (".keras", ".weights.h5", ".h5"):
-            load_weights(folder / f"stack{{ending}}")
-        module, variables = load_model({str(tmp_path / "model.keras")!r})
-        module.apply(variables, jax.numpy.ones((2, {T}, {F})))
+            path = {str(folder / "stack")!r} + ending
+            load_weights(path)
+            describe(path)
+            assert main(["show", path]) == 0
+        os.chdir({str(tmp_path)!r})
+        for path, converted in ("new.keras", "a"), ("legacy.h5", "b"):
+            load_model(path)
+            assert main(["convert", path, converted]) == 0
+            module, variables = load_model(converted)
+            module.apply(variables, jax.numpy.ones((2, {T}, {F})))
+        assert main(["convert", "a", "not.weights.h5"]) == 2
         try:
-            save_weights({str(tmp_path / "not.weights.h5")!r}, module, variables)
+            save_weights("not.weights.h5", module, variables)
         except ImportError as error:
             print(error)
     """
@@ -311,5 +337,6 @@ def test_reading_needs_neither_keras_nor_tensorflow_nor_h5py(saved_stack, tmp_pa
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
-    assert "pip install 'flax-srnn[interop]'" in done.stdout
+    assert done.stderr == "flax-srnn: error: h5py is not installed: pip install 'flax-srnn[interop]'\n"
+    assert done.stdout.endswith("writing Keras's files needs h5py: pip install 'flax-srnn[interop]'\n")
     assert not (tmp_path / "not.weights.h5").exists()

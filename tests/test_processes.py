@@ -76,7 +76,7 @@ def test_processes_train_the_model_of_one(here, count):
     ended(started(1, words("adding", "one", ADDING)), 0)
     said = ended(started(count, words("adding", "several", ADDING)), *[0] * count)
     same_numbers("several", "one")
-    assert "saved: several" in said[0][0]
+    assert "wrote several\n" in said[0][0]
     assert "Gloo" not in said[0][0]
     assert f"of {count} devices in {count} processes {count} share the batch" in said[0][1]
     assert said[1:] == [("", "")] * (count - 1)

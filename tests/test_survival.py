@@ -221,8 +221,9 @@ def test_a_failure_of_orbax_that_is_the_disks_is_an_oserror(tmp_path, monkeypatc
         raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 3: No space [os_error_code='28']")
 
     monkeypatch.setattr(checkpoints._orbax, "save", fail)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as caught:
         checkpoints.save(1, {}, {})
+    assert caught.value.filename == str(tmp_path / "1")
 
 
 def test_all_checkpoints_damaged_is_a_failure_of_the_run(tmp_path):

@@ -25,6 +25,7 @@ from flax_srnn.benchmark.gpu import Part
 from flax_srnn.benchmark.peers import PEERS
 from flax_srnn.benchmark.process import GRID, OTHER, MeasurementError, Plan, Record, Shape
 from flax_srnn.core.implementations import OPTIONAL
+from flax_srnn.exits import wrote
 
 __all__ = ["MeasurementError", "add_arguments", "measure", "run"]
 
@@ -32,6 +33,11 @@ FEW: tuple[Shape, ...] = ((32, 100, 32, 64), (32, 100, 64, 256), (1, 1000, 16, 6
 TPU = "tpu-steps"
 """The section that compiles for a TPU: minutes, and only where its compiler is installed, so never unasked. Nor is the native
 kernel, a package of its own."""
+FILES = {
+    "results.md": "the tables above, and one of every case",
+    "results.png": "a picture of them",
+    "results.json": "every figure, and the machine",
+}
 QUICK: tuple[Shape, ...] = ((32, 100, 32, 64), (1, 1000, 16, 64), (256, 28, 28, 128))
 
 
@@ -68,7 +74,7 @@ def run(parsed: argparse.Namespace) -> None:
     """
     job = _read(parsed)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.unfinished_folder(job.folder.parent) as folder:
+    with atomic.unfinished_folder(job.folder) as folder:
         try:
             about, records = measure(job)
         except BaseException:
@@ -76,17 +82,17 @@ def run(parsed: argparse.Namespace) -> None:
                 print(f"What was measured until then is in {job.kept}", file=sys.stderr)
             raise
         text = report.markdown(about, records)
-        print(text.partition(report.DETAILS)[0])
-        if parsed.quick:
-            print("--quick is a rough figure: ratios of one process move by a tenth and more.", file=sys.stderr)
         (folder / "results.md").write_text(text, encoding="utf-8")
         results = {"about": about, "records": [dataclasses.asdict(record) for record in records]}
         (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        if not report.plot(records, folder / "results.png"):
-            print("matplotlib is not installed: no plot.", file=sys.stderr)
+        if why_not := report.plot(records, folder / "results.png"):
+            print(f"{why_not}: no plot.", file=sys.stderr)
         atomic.move_folder(folder, [job.folder])
         job.kept.unlink(missing_ok=True)
-    print(f"Written to {job.folder}", file=sys.stderr)
+    print(text.partition(report.DETAILS)[0])  # Markdown, and nothing else on stdout
+    if parsed.quick:
+        print("--quick is a rough figure: ratios of one process move by a tenth and more.", file=sys.stderr)
+    print(wrote(job.folder, files=FILES), file=sys.stderr)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

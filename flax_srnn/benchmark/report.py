@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from flax_srnn.benchmark.process import OURS, Record
 __all__ = ["DETAILS", "Line", "Spread", "markdown", "merge", "plot", "ratios", "spread", "summarize"]
 
 DETAILS = "## Every case"
-TIMES = ("s", "cycles")
-"""The units of which the report forms ratios."""
+TIMES = {"s": "time", "cycles": "cycles"}
+"""The units of which the report forms ratios, with what they measure; figures of all others stand as they are."""
 FAVOURITES = (OURS, NATIVE)
 """Who is compared with peers, and hoped to be faster; whoever else comes first in a record is this library, compared with itself."""
 
@@ -166,33 +166,92 @@ def _time(amount: float, unit: str) -> str:
 # --- plot -------------------------------------------------------------------------------------------------------------
 
 
-def plot(records: Iterable[Record], path: Path) -> bool:
-    """Draws the geometric means against the peers; False where Matplotlib is not installed."""
+class Panel(NamedTuple):
+    """Axes of a picture: figures of one kind, by row and contestant; `ratios` are over the first contestant, and it is 1."""
+
+    label: str
+    rows: Mapping[str, Mapping[str, Spread]]
+    ratios: bool
+
+
+def _panels(records: Sequence[Record]) -> Iterator[Panel]:
+    """Geometric means against the peers, for each kind of time, and every counted group in its own unit."""
+    for unit, what in TIMES.items():
+        lines = [
+            line for line in summarize(record for record in records if record.unit == unit) if line.first in FAVOURITES
+        ]
+        rows: dict[str, dict[str, Spread]] = {}
+        for line in lines:
+            rows.setdefault(line.group, {})[line.name] = line.mean
+        if rows:
+            favourites = " or ".join(dict.fromkeys(line.first for line in lines))
+            label = (
+                f"{what} of a peer / {what} of {favourites}\n(geometric mean over the cases, range over the processes)"
+            )
+            yield Panel(label, rows, ratios=True)
+    for group, members in _groups(record for record in records if record.unit not in TIMES).items():
+        amounts = {
+            record.case: {name: spread(figures) for name, figures in record.values.items()} for record in members
+        }
+        yield Panel(f"{group}, in {members[0].unit}", amounts, ratios=False)
+
+
+def plot(records: Sequence[Record], path: Path) -> str:
+    """Draws times against the peers, and on axes of their own what is counted; returns why there is no picture, or nothing."""
+    panels = list(_panels(records))
+    if not panels:
+        return "no peer was timed, and nothing counted"
     if importlib.util.find_spec("matplotlib") is None:
-        return False
+        return "matplotlib is not installed"
     from matplotlib.figure import Figure
 
-    timed = [record for record in records if record.unit in TIMES]
-    lines = [line for line in summarize(timed) if line.first in FAVOURITES]
-    favourites = " or ".join(dict.fromkeys(line.first for line in lines)) or OURS
-    groups = list(dict.fromkeys(line.group for line in lines))[::-1]
-    names = list(dict.fromkeys(line.name for line in lines))
-    figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")
-    axes = figure.subplots()
-    for place, name in enumerate(names):
-        mine = [line for line in lines if line.name == name]
-        means = [line.mean for line in mine]
-        reach = [[mean.middle - mean.low for mean in means], [mean.high - mean.middle for mean in means]]
-        heights = [groups.index(line.group) + 0.12 * (len(names) / 2 - place) for line in mine]
-        axes.errorbar(
-            [mean.middle for mean in means], heights, xerr=reach, fmt="o", markersize=5, capsize=2, label=name
-        )
-    axes.axvline(1, color="grey", linewidth=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_yticks(range(len(groups)), groups)
-    axes.set_xlabel(f"times as long as {favourites}\n(geometric mean over the cases, range over the processes)")
-    if lines:
-        axes.legend()
+    drawn = {name for panel in panels for row in panel.rows.values() for name in row}
+    names = [name for name in dict.fromkeys(name for record in records for name in record.values) if name in drawn]
+    heights = [len(panel.rows) + 1 for panel in panels]
+    figure = Figure(figsize=(9, 0.7 * len(panels) + 0.5 * sum(heights)), layout="constrained")
+    for axes, panel in zip(
+        figure.subplots(len(panels), height_ratios=heights, squeeze=False).flat, panels, strict=True
+    ):
+        _draw(axes, panel, names)
+    legend = {
+        name: handle for axes in figure.axes for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend([legend[name] for name in names], names, loc="outside right upper")
     figure.savefig(path, dpi=150)
-    return True
+    return ""
+
+
+def _draw(axes: Any, panel: Panel, names: Sequence[str]) -> None:
+    """Rows from the top; a contestant has the colour of its place among `names` in every panel."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    titles = list(panel.rows)[::-1]
+    for place, name in enumerate(names):
+        marks = {title: panel.rows[title][name] for title in titles if name in panel.rows[title]}
+        if marks:
+            axes.errorbar(
+                [mark.middle for mark in marks.values()],
+                [titles.index(title) + 0.12 * ((len(names) - 1) / 2 - place) for title in marks],
+                xerr=[
+                    [mark.middle - mark.low for mark in marks.values()],
+                    [mark.high - mark.middle for mark in marks.values()],
+                ],
+                fmt=f"C{place}o",
+                markersize=5,
+                capsize=2,
+                label=name,
+                clip_on=False,  # a mark at 0 is seen whole
+            )
+    axes.set_yticks(range(len(titles)), titles)
+    axes.set_ylim(-0.6, len(titles) - 0.4)
+    axes.set_xlabel(panel.label)
+    if panel.ratios:
+        axes.axvline(1, color="grey", linewidth=1)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(
+            MaxNLocator(8, steps=[1, 2, 5, 10])
+        )  # ratios are often near 1, where a power of ten is the only tick
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xlim(left=0)

@@ -1,4 +1,27 @@
-"""The SimpleRNN family for Flax NNX: the same options and the same numbers as for Flax Linen, to the last bit."""
+"""The SimpleRNN family for Flax NNX: the same options and the same numbers as for Flax Linen, to the last bit.
+
+Layers:
+    SimpleRNN            a simple RNN over a sequence
+    SimpleRNNCell        one step of it
+    RNN                  any NNX cell, or several stacked, over a sequence
+    StackedRNNCells      several cells as one
+    Bidirectional        a layer in both directions, merged
+
+States of stateful layers:
+    Carry                the kind of variable that holds one
+    reset_states         sets them back
+
+Penalties and constraints:
+    Penalty              the kind of variable that holds a layer's penalties of its outputs
+    regularization_loss  the sum of all penalties
+    collect_constraints  of a model, for `flax_srnn.keep_constraints`
+
+Parameters between these layers and those for Flax Linen:
+    from_linen           gives a layer those of its Linen twin
+    to_linen             those of a layer, for its Linen twin
+
+The functions without layers are in `flax_srnn` itself: `cell_step`, `simple_rnn`, `init_params` and more.
+"""
 
 from flax_srnn.nnx.bridge import from_linen as from_linen
 from flax_srnn.nnx.bridge import to_linen as to_linen

@@ -86,14 +86,6 @@ class Checkpoints:
         """
         unfinished = self._folder / f"{_UNFINISHED}{step}"
         processes.by_first(self._clean)
-        with contextlib.redirect_stderr(io.StringIO()):  # where a disk is full its threads print pages
-            try:
-                self._orbax.save(unfinished / _ARRAYS, args=ocp.args.StandardSave(arrays))
-            except ValueError as error:
-                if not (found := _OS_ERROR.search(str(error))):
-                    raise
-                _expect_no_more_of_its_threads()
-                raise OSError(int(found[1]), os.strerror(int(found[1])), str(unfinished)) from error
 
         def finish() -> None:
             (unfinished / _REST).write_text(json.dumps(rest), encoding="utf-8")
@@ -103,7 +95,16 @@ class Checkpoints:
                 (self._folder / str(old)).rename(self._folder / f"{_UNFINISHED}{old}")
             self._clean()
 
-        processes.by_first(finish)
+        with atomic.naming(self._folder / str(step), unfinished):
+            with contextlib.redirect_stderr(io.StringIO()):  # where a disk is full its threads print pages
+                try:
+                    self._orbax.save(unfinished / _ARRAYS, args=ocp.args.StandardSave(arrays))
+                except ValueError as error:
+                    if not (found := _OS_ERROR.search(str(error))):
+                        raise
+                    _expect_no_more_of_its_threads()
+                    raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            processes.by_first(finish)
 
     def _clean(self) -> None:
         for left in self._folder.glob(f"{_UNFINISHED}*"):

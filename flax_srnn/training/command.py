@@ -15,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from flax_srnn import atomic
+from flax_srnn.exits import wrote
 from flax_srnn.identifiers import did_you_mean
 from flax_srnn.training import config as configs
 from flax_srnn.training import metrics, processes, program, tasks
@@ -108,7 +109,7 @@ def predict(folder: Path, input: Path | None, output: Path | None, *, overwrite:
         return
     with atomic.writing_file(output) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([table.headings, *table.rows])
-    print(f"{len(table.rows)} rows written to {output}")
+    print(wrote(output, f"{len(table.rows)} rows of {', '.join(table.headings)}"))
 
 
 def sample(folder: Path, prompt: str, length: int, temperature: float, seed: int) -> None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from flax_srnn import atomic, worker
-from flax_srnn.exits import Failed, Interrupted
+from flax_srnn.exits import Failed, Interrupted, wrote
 from flax_srnn.training import config as configs
 from flax_srnn.training import loop, mesh, metrics, plots, processes, run, tasks
 from flax_srnn.training.config import Training
@@ -85,7 +85,7 @@ def train(what: str | Training, *, workdir: str | Path | None = None, overwrite:
 
 def start(task: str, config: Training, name: str, workdir: Path | None, *, overwrite: bool) -> Run:
     """Trains what `find` found, in `workdir` or the next free folder of that name."""
-    processes.by_first(lambda: run.check_target(workdir, overwrite=overwrite))
+    processes.by_first(lambda: run.check_target(workdir, name, overwrite=overwrite))
     stop = loop.Stop()
     with stop.handled():
         experiment, data = _loaded(task, config)
@@ -195,7 +195,10 @@ def _finish(folder: Path, config: Training, experiment: tasks.Experiment, params
             draw(unfinished)
     run.finish(folder, params, experiment.constants, report.scores | {"training": trained})
     metrics.print_table(report.table, metrics.console())
-    print(f"saved: {folder}")
+    task = tasks.get(tasks.name_of(config))
+    on_own_data = "  (on your own data: --input FILE)" if task.data else ""
+    then = f"flax-srnn sample {folder}" if task.sample else f"flax-srnn predict {folder}{on_own_data}"
+    print(wrote(folder, files=dict.fromkeys(pictures, "a picture") | run.FILES, then=then))
 
 
 def load(folder: str | Path) -> Run:

@@ -33,12 +33,21 @@ from flax_srnn.training import tasks
 from flax_srnn.training.config import Training
 
 __all__ = [
-    "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed", "locked",
-    "scores",
+    "FILES", "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed",
+    "locked", "scores",
 ]  # fmt: skip
 
 RUNS = Path("runs")
 _CONFIG, _PARAMS, _SCORES = "config.json", "params.npz", "scores.json"
+FILES = {
+    _SCORES: "the scores",
+    _PARAMS: "the parameters",
+    _CONFIG: "what the run was told",
+    "metrics.jsonl": "loss and validation score by step",
+    "events": "the same for TensorBoard",
+    "checkpoints": "the last steps",
+}
+"""What is in a finished run beside its pictures, for the user."""
 
 
 class Described(NamedTuple):
@@ -49,7 +58,7 @@ class Described(NamedTuple):
     data: int
 
 
-def check_target(workdir: Path | None, *, overwrite: bool) -> None:
+def check_target(workdir: Path | None, name: str, *, overwrite: bool) -> None:
     """Raises, before anything is computed, if no run can be made there.
 
     Raises:
@@ -64,8 +73,8 @@ def check_target(workdir: Path | None, *, overwrite: bool) -> None:
             )
         if not (workdir / _CONFIG).is_file():
             raise FileExistsError(f"workdir {workdir}: --overwrite replaces runs only, and this is none.")
-    parent = RUNS if workdir is None else workdir.parent
-    with _made(parent), atomic.unfinished_folder(parent):
+    target = _target(workdir, name)
+    with _made(target.parent), atomic.unfinished_folder(target):
         pass  # it can be made
 
 
@@ -75,17 +84,22 @@ def create(workdir: Path | None, name: str, described: Described, *, overwrite: 
     Raises:
       FileExistsError: `workdir` holds something by now.
     """
-    parent = RUNS if workdir is None else workdir.parent
-    parent.mkdir(parents=True, exist_ok=True)
+    target = _target(workdir, name)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if overwrite and workdir is not None and workdir.exists():
         with locked(workdir):
             shutil.rmtree(workdir)
     numbered = (RUNS / f"{name}-{number}" for number in itertools.count(1))
-    with atomic.unfinished_folder(parent) as folder:
+    with atomic.unfinished_folder(target) as folder:
         versions = {package: importlib.metadata.version(package) for package in ("flax-srnn", "flax", "jax")}
         about = {"task": described.task, "config": dataclasses.asdict(described.config), "data": described.data}
         _write_json(folder / _CONFIG, {**about, "versions": versions})
         return atomic.move_folder(folder, numbered if workdir is None else [workdir])
+
+
+def _target(workdir: Path | None, name: str) -> Path:
+    """Where the run is to be, which one of its numbers aside."""
+    return RUNS / name if workdir is None else workdir
 
 
 def describe(folder: Path) -> Described:

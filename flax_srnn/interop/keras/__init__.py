@@ -5,7 +5,8 @@ arguments below are understood, and arrays are only numbers. What is damaged, ho
 ValueError when it is read. The limits are the named constants of `reading` (sizes, archive members), `hdf5` (objects,
 nesting), `identifiers` (nesting of configurations), `build` (layers), `graph` (calls) and `shared` (what a layer makes).
 
-    read       .keras (Keras 3, tf.keras 2.12 and later), .weights.h5, legacy .h5 (of whole models and of weights)
+    read       .keras (Keras 3, tf.keras 2.12 and later), .weights.h5, legacy .h5 (of whole models and of weights);
+               nothing beyond this library is needed
     written    .weights.h5, which needs h5py: pip install 'flax-srnn[interop]'
 
 What this package names is public; its modules, from the ground up:

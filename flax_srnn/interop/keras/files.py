@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +22,12 @@ from flax_srnn.layers import states
 
 __all__ = ["convert", "load_model", "load_weights", "save_weights"]
 
+FILES = {
+    model_files.VARIABLES: "the arrays: flax.serialization.to_bytes(variables)",
+    "config.json": "the model, in Keras's words",
+    "metadata.json": "the version of Keras",
+}
+"""What is in a folder that `convert` wrote, for the user."""
 AnyPath = str | os.PathLike[str]
 
 
@@ -139,8 +146,11 @@ def save_weights(path: AnyPath, model: nn.Module, variables: Mapping[str, Any], 
     h5py = _h5py()
     if not overwrite:
         _refuse_existing(Path(path))
-    with atomic.writing_file(path) as unfinished, h5py.File(unfinished, "w") as file:
+    image = io.BytesIO()  # Where a disk fills up, HDF5 prints pages, and fails once more when its objects are freed.
+    with h5py.File(image, "w") as file:
         weights.write_groups(file, layout, arrays)
+    with atomic.writing_file(path) as unfinished:
+        unfinished.write_bytes(image.getvalue())
 
 
 def convert(input_path: AnyPath, output_path: AnyPath) -> None:
@@ -156,6 +166,7 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
     Raises:
       FileNotFoundError: there is no such input.
       ValueError: as in `load_model`; the output exists, or has another ending.
+      ImportError: h5py is not installed, and a file is to be written.
 
     >>> convert("no such file.keras", "out")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -175,7 +186,7 @@ def convert(input_path: AnyPath, output_path: AnyPath) -> None:
         opened = model_files.open_model(input_path)
         _, variables = _module(opened)
     kept = {name: tree for name, tree in variables.items() if name != states.COLLECTION}  # Keras does not store states
-    with atomic.unfinished_folder(output.parent) as folder:
+    with atomic.unfinished_folder(output) as folder:
         (folder / "config.json").write_text(json.dumps(opened.config))
         (folder / "metadata.json").write_text(json.dumps({"keras_version": opened.version}))
         (folder / model_files.VARIABLES).write_bytes(serialization.to_bytes(kept))
