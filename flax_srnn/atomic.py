@@ -17,8 +17,14 @@ __all__ = ["move_folder", "naming", "unfinished_folder", "writing_file"]
 
 @contextlib.contextmanager
 def writing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path to write to; what is there replaces `path` when the block ends well, and vanishes when it does not."""
+    """Gives a path to write to; what is there replaces `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+      OSError: it cannot be written; `path` is a folder or a device, which a file must not replace.
+    """
     target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):  # the system itself refuses a folder
+        raise FileExistsError(errno.EEXIST, "this is no file that can be replaced", str(target))
     unfinished = _hidden_beside(target)
     with naming(target, unfinished):
         try:

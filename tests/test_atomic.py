@@ -51,6 +51,13 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
     assert names(tmp_path) == ["new"]
 
 
+def test_a_file_replaces_no_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="no file that can be replaced: '.*pipe'"):
+        write(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def write(target):
     with atomic.writing_file(target) as unfinished:
         unfinished.write_text("lost")
