@@ -53,7 +53,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
 
 def test_a_file_replaces_no_device(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileExistsError, match="no file that can be replaced: '.*pipe'"):
+    with pytest.raises(FileExistsError, match=r"no file that can be replaced: '.*pipe'"):
         write(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 
