@@ -13,48 +13,51 @@ import nbconvert
 from latex2mathml import converter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-ELSEWHERE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "native/README.md": "native.md"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "native/README.md": "native.md",
+    "docs/extending": "extending/index.md",
+    **{f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in NOTEBOOKS},
+}
+"""What lies elsewhere in the repository, or has another name there -> its page."""
+SOURCES = {page: source for source, page in PAGES.items()} | {"extending/index.md": "docs/extending/index.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for source, page in ELSEWHERE.items():
-        files.append(File.generated(config, page, content=_relinked((ROOT / source).read_text(), source, page)))
+    for source, page in PAGES.items():
+        if source.endswith(".md"):
+            files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     for path in NOTEBOOKS:
-        text, pictures = _notebook(path)
-        page = f"notebooks/{path.stem}.md"
-        files.append(File.generated(config, page, content=_relinked(text, page, page)))
-        for name, data in pictures.items():
-            files.append(File.generated(config, f"notebooks/{name}", content=data))
+        text, resources = nbconvert.MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
+        text = text.replace("![png](", "![what the cell above drew](")
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+        for name, picture in resources["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Links as they are right in the repository -> as they are right on the site; to what is no page there, their words."""
+    here = SOURCES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+
+    def relinked(found: re.Match[str]) -> str:
+        words, target, anchor = found.groups()
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+        path = PAGES.get(path, path.removeprefix("docs/"))
+        if path not in SOURCES and not (ROOT / "docs" / path).is_file():
+            return words
+        return f"[{words}]({posixpath.relpath(path, posixpath.dirname(page.file.src_uri) or '.')}{anchor or ''})"
+
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:)([^)\s#]+(?:\.md|\.ipynb|\.py|/))(#[^)\s]*)?\)", relinked, markdown)
 
 
 def on_page_content(content: str, **_: object) -> str:
     return re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', _formula, content, flags=re.DOTALL)
-
-
-def _relinked(text: str, source: str, page: str) -> str:
-    """The links of a file of the repository, `source`, as those of a page of the site; to what is no page, plain text."""
-
-    def relinked(found: re.Match[str]) -> str:
-        words, target = found.groups()
-        if re.match(r"[a-z]+:|#", target):
-            return found[0]
-        path, _, anchor = posixpath.normpath(posixpath.join(posixpath.dirname(source), target)).partition("#")
-        path = {**ELSEWHERE, "docs/extending": "extending/index.md"}.get(path, path.removeprefix("docs/"))
-        if not (path in ELSEWHERE.values() or (ROOT / "docs" / path).is_file()):
-            return words
-        return f"[{words}]({posixpath.relpath(path, posixpath.dirname(page) or '.')}{'#' * bool(anchor)}{anchor})"
-
-    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", relinked, text)
-
-
-def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
-    """(a page, its pictures)."""
-    text, resources = nbconvert.MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
-    return text.replace("![png](", "![what the cell above drew]("), resources["outputs"]
 
 
 def _formula(found: re.Match[str]) -> str:

@@ -4,7 +4,6 @@ A page's fences that stand in no tab, and those under one label ("Linen", "NNX",
 """
 
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,18 +24,16 @@ def fences(text: str) -> Iterator[Fence]:
     tab, opened = None, None
     for number, line in enumerate(text.splitlines(), 1):
         if opened is None:
-            if found := re.match(r'=== "(.+)"$', line):
+            if found := re.match(r"///(?: tab \| (.+))?$", line):
                 tab = found[1]
-            elif line and not line.startswith("    "):
-                tab = None
-            if found := re.match(r"( *)```(\S*)(.*)$", line):
-                opened, inside = (found[1], found[2], number), []
-        elif line == f"{opened[0]}```":
-            yield Fence(opened[1], textwrap.dedent("\n".join(inside)) + "\n", tab if opened[0] else None, opened[2])
+            elif found := re.match(r"```(\S*)", line):
+                opened, inside = (found[1], number), []
+        elif line == "```":
+            yield Fence(opened[0], "\n".join([*inside, ""]), tab, opened[1])
             opened = None
         else:
             inside.append(line)
-    assert opened is None, f"line {opened and opened[2]}: a fence that does not end"
+    assert (tab, opened) == (None, None), f"a tab or a fence does not end: {tab}, {opened}"
 
 
 def tabs(text: str) -> list[str | None]:

@@ -83,7 +83,7 @@ def test_formulas_and_code_are_shown_as_such(pages):
     """No formula is left as LaTeX, no doctest is a quotation, no fence or tab is text."""
     assert sum(text.count("<math") for text in pages.values()) > 20
     for name, text in pages.items():
-        left = re.search(r"\$\S[^$\n]*\$|\\\(|\\\[|^```|^=== |>>> ", "".join(Page(text).text), re.MULTILINE)
+        left = re.search(r"\$\S[^$\n]*\$|\\\(|\\\[|^```|^///|>>> ", "".join(Page(text).text), re.MULTILINE)
         assert left is None, (name, left)
 
 
