@@ -12,7 +12,11 @@ import griffe
 class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = as_markdown(obj.docstring.value)
+            text = as_markdown(obj.docstring.value)
+            if isinstance(obj, griffe.Function) and obj.returns:
+                # Without it, what stands before the first colon of the section would be taken for the type.
+                text = re.sub(r"^(Returns:\n +)", rf"\g<1>{obj.returns}: ", text, flags=re.MULTILINE)
+            obj.docstring.value = text
 
 
 def as_markdown(text: str) -> str:

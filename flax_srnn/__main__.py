@@ -9,7 +9,9 @@ import argparse
 import errno
 import importlib.metadata
 import math
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ _EXTRAS = dict.fromkeys(("matplotlib", "grain", "orbax", "tyro", "tensorboardX",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code: 0, or 1 if a run or measurement failed, 2 after bad input, 130 and 143 after a signal."""
+    """Runs one command; its exit code: 0, or 1 if a run or measurement failed, 2 after bad input, 128 and more after a signal."""
     try:
         parsed, unknown = _parser().parse_known_args(argv)
         if parsed.run is _train:  # which has an option for every field of a config
@@ -36,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise ValueError(_not_understood(unknown, parsed.parser))
         parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads the output, `head`, say, has seen enough. Python would complain when it flushes once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Interrupted as interrupted:
         print(f"flax-srnn: {interrupted}", file=sys.stderr)
         return 128 + interrupted.signum

@@ -67,7 +67,8 @@ def parse(identifier: str | Mapping[str, Any], argument: str) -> tuple[str, Mapp
     if unknown:
         raise ValueError(
             f"`{argument}` has the unknown key {unknown[0]!r}.{did_you_mean(unknown[0], _CONFIG_KEYS)} A Keras configuration has "
-            f"the keys {', '.join(_CONFIG_KEYS[:4])}; got {dict(identifier)!r}."
+            f"the keys {', '.join(_CONFIG_KEYS[:4])}, as keras.layers.serialize and its like return it; what get_config() returns "
+            f"is its 'config' only. Got {describe(dict(identifier))}."
         )
     name: Any = identifier.get("class_name")
     config: Any = identifier.get("config")
@@ -130,7 +131,8 @@ def to_config(instance: Any, table: Mapping[str, Callable[..., Any]], module: st
 def not_understood(identifier: Any, argument: str) -> ValueError:
     """The error for an identifier of a type that means nothing here."""
     return ValueError(
-        f"`{argument}` must be a Keras name, a Keras configuration dict, a callable or None, got {describe(identifier)}."
+        f"`{argument}` must be a Keras name, a Keras configuration dict, a callable or None, got "
+        f"{describe(identifier)}."
     )
 
 
@@ -169,7 +171,8 @@ def _refuse_custom_object(identifier: Mapping[str, Any], name: str, argument: st
     if foreign or of_main or registered not in (None, name, identifier["class_name"]):
         raise ValueError(
             f"`{argument}` is a custom object of the module {module!r}, registered as {registered!r}, and not one of "
-            f"Keras's own: {dict(identifier)!r}. Pass the callable itself."
+            f"Keras's own: {describe(dict(identifier))}. In a call pass the callable itself; of a file, `load_weights` reads the "
+            "arrays."
         )
 
 

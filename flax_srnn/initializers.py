@@ -448,8 +448,8 @@ def get(identifier: Any, *, argument: str = "initializer") -> Initializer:
     None is `GlorotUniform`, which Keras's layers take when they are given None.
 
     Args:
-      identifier: Keras name, Keras configuration dict, callable (key, shape, dtype) -> array (every Flax initializer, also
-        inside `nn.with_partitioning`), an array of exactly the parameter's shape, or None.
+      identifier: Keras name, Keras configuration dict or object, callable (key, shape, dtype) -> array (every Flax
+        initializer, also inside `nn.with_partitioning`), an array of exactly the parameter's shape, or None.
       argument: how messages call it.
 
     Raises:
@@ -460,6 +460,8 @@ def get(identifier: Any, *, argument: str = "initializer") -> Initializer:
     """
     if isinstance(identifier, (jax.Array, np.ndarray, np.number)):
         return Values(identifier)
+    if hasattr(identifier, "get_config"):  # a live object of Keras's, whose call takes no key
+        identifier = {"class_name": type(identifier).__name__, "config": identifier.get_config()}
     initializer = identifiers.resolve(identifier, _TABLE, argument)
     return GlorotUniform() if initializer is None else initializer
 

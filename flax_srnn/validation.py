@@ -77,7 +77,8 @@ def describe(value: Any) -> str:
 
 def array(name: str, value: Any) -> jax.Array:
     """`value` as a real-valued array: anything that `numpy.asarray` reads as numbers."""
-    refused = TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.")
+    of_torch = " Give .detach().float().numpy() of it." if hasattr(value, "detach") else ""
+    refused = TypeError(f"`{name}` must be an array of real numbers, got {describe(value)}.{of_torch}")
     of_jax = isinstance(value, jax.Array) or hasattr(value, "__jax_array__")
     # JAX would take a string in a list for the name of a dtype.
     is_list = isinstance(value, (int, float, list, tuple)) and not any(
@@ -87,7 +88,8 @@ def array(name: str, value: Any) -> jax.Array:
         raise refused
     try:
         result = jnp.asarray(value if of_jax or is_list else np.asarray(value))
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's, for one with gradients
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        # The first is for objects in a list or tuple, the last is torch's for a tensor with gradients.
         raise refused from error
     if jnp.issubdtype(result.dtype, jnp.complexfloating):
         raise TypeError(f"`{name}` must be real-valued, got {describe(result)}.")
@@ -361,7 +363,8 @@ def dtype(name: str, value: Any) -> None:
     try:
         found = None if value is None else jnp.dtype(value)
     except TypeError as error:
-        raise TypeError(f"`{name}` must be a floating-point dtype, got {describe(value)}.") from error
+        of_keras = " Keras's policy 'mixed_bfloat16' is dtype=jax.numpy.bfloat16." if "mixed_" in str(value) else ""
+        raise TypeError(f"`{name}` must be a floating-point dtype, got {describe(value)}.{of_keras}") from error
     if found is None or not jnp.issubdtype(found, jnp.floating) or jnp.finfo(found).bits < 16:
         raise ValueError(f"`{name}` must be a floating-point dtype of 16 bits or more, got {describe(value)}.")
 

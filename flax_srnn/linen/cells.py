@@ -133,7 +133,7 @@ class SimpleCellModule(Checked):
         elif not self.is_initializing():
             raise ValueError(
                 f"`variables` has no parameter '{name}' at {'/'.join(self.path) or 'the top'} in the collection 'params': "
-                "make the variables with `init`."
+                f"make the variables with `init`{', or the layer with use_bias=False' if name == 'bias' else ''}."
             )
         return self.param(name, initializer, shape, self.param_dtype)
 
@@ -147,7 +147,7 @@ class SimpleCellModule(Checked):
             raise InvalidRngError(
                 f"{type(self).__name__} at {'/'.join(self.path) or 'the top'} drops in training and needs a key: pass "
                 f'rngs={{"dropout": key}} to `apply`, which got the streams {streams}, or construct the layer '
-                "with `seed`. Where `training` is traced, as under nn.remat and nn.jit, it is needed in any case."
+                "with `seed`. Where `training` is traced, as by jax.jit without `static_argnames`, nn.remat and nn.jit, it is needed in any case."
             )
         return Dropout(self.make_rng("dropout") if seeded is None else seeded, training)
 

@@ -43,7 +43,7 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
       variables: what `apply(..., mutable=["losses"])` returned beside the output.
 
     Raises:
-      TypeError: `variables` is no mapping.
+      TypeError: `variables` is no mapping of collections.
 
     >>> from flax_srnn import SimpleRNN
     >>> layer = SimpleRNN(2, kernel_initializer="ones", kernel_regularizer="l2")
@@ -52,8 +52,11 @@ def regularization_loss(variables: Mapping[str, Any]) -> jax.Array:
     >>> round(float(regularization_loss(mutated)), 3)
     0.1
     """
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
+    if not isinstance(variables, Mapping) or not all(isinstance(each, Mapping) for each in variables.values()):
+        raise TypeError(
+            '`variables` must be a mapping of collections, what `apply(..., mutable=["losses"])` returned beside the output, got '
+            f"{validation.describe(variables)}. For NNX there is flax_srnn.nnx.regularization_loss(model)."
+        )
     penalties = jax.tree.leaves(variables.get(sown.COLLECTION, {}))
     # A layer under `nn.vmap` or `nn.scan` has one penalty for every copy.
     return options.total(validation.array("variables['losses']", penalty).sum() for penalty in penalties)

@@ -38,7 +38,7 @@ def from_linen(layer: nnx.Module, params: Mapping[str, Any]) -> None:
 
     Args:
       layer: is changed.
-      params: the twin's `variables["params"]`, boxed or not; or what `flax_srnn.interop` reads from files.
+      params: the twin's `variables["params"]`, boxed or not; or what `flax_srnn.interop` reads of simple RNNs from files.
 
     Raises:
       TypeError: `params` is no mapping.
@@ -62,7 +62,8 @@ def from_linen(layer: nnx.Module, params: Mapping[str, Any]) -> None:
         for name, old in cell._params().items():
             place = (*path, name)
             if place not in given:
-                raise ValueError(f"`params` has no {'/'.join(place)!r}, got {_names(given)}.")
+                whole = " Give variables['params']." if "params" in params else ""
+                raise ValueError(f"`params` has no {'/'.join(place)!r}, got {_names(given)}.{whole}")
             values[name] = validation.shaped(
                 f"params[{'/'.join(place)!r}]", given.pop(place), old.shape, "of the layer's"
             )
@@ -90,4 +91,7 @@ def _simple_cells(module: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
             if not any(cell is earlier for earlier in cells[:i]):  # one that is listed twice has one place, its first
                 yield from _simple_cells(cell, (*path, *cell_path(cells, i)))
     else:
-        raise ValueError(f"a {type(module).__name__} is no layer or cell of this library: its Linen twin is not known.")
+        raise ValueError(
+            f"a {type(module).__name__} is no layer or cell of this library: its Linen twin is not known. Parameters of Flax's "
+            "Linen cells are used in NNX by wrapping a Linen layer with them, flax.nnx.bridge.ToNNX(flax_srnn.RNN(cell))."
+        )

@@ -13,7 +13,7 @@ import flax.linen as nn
 import numpy as np
 from flax import serialization
 
-from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, atomic
+from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, atomic, validation
 from flax_srnn.interop.keras import build, model_files, reading, structure, weights
 from flax_srnn.interop.keras.config import cells_of, configs_of
 from flax_srnn.interop.keras.model import Model
@@ -220,8 +220,8 @@ def _h5py() -> Any:
 
 def _in_model(model: Any, variables: Any) -> tuple[structure.Layer, Mapping[str, Any]]:
     """The model that a file is written for, and its variables: a layer becomes a Sequential of itself."""
-    if not isinstance(variables, Mapping):
-        raise TypeError(f"`variables` must be a mapping with the key 'params', got {variables!r}.")
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        raise TypeError(f"`variables` must be a mapping with the key 'params', got {validation.describe(variables)}.")
     if isinstance(model, Model) and model.structure is not None:
         return model.structure, variables
     if type(model) not in (SimpleRNN, RNN, Bidirectional):

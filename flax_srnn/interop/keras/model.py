@@ -71,6 +71,10 @@ class Model(nn.Module):
 
     preserve_adopted_names = True  # Flax would call them layers_0, layers_1, …
 
+    def __repr__(self) -> str:
+        """Its layers; the whole tree of options is hundreds of lines."""
+        return f"{type(self).__name__}({', '.join(f'{layer.name}: {type(layer).__name__}' for layer in self.layers)})"
+
     def __call__(self, *inputs: Any, mask: Any = None, training: bool = False, **named: Any) -> Any:
         validation.flag("training", training)
         given = _in_order("inputs", self.graph, inputs, named)
