@@ -29,6 +29,7 @@ __all__ = [
     "features",
     "flag",
     "in_features",
+    "initial_state",
     "initializer",
     "integer",
     "key",
@@ -124,7 +125,8 @@ def weights(params: Any) -> Weights:
         problem = f"lacks {missing}" if missing else f"has the unknown keys {unknown}"
         raise ValueError(
             f"`params` {problem}: its keys are {sorted(map(str, params))}; expected 'kernel' (F, U), 'recurrent_kernel' "
-            "(U, U), optionally 'bias' (U,) and 'initial_state' (U,). A layer's are in `variables['params']`."
+            "(U, U), optionally 'bias' (U,) and 'initial_state' (U,). A layer's are in variables['params'], in NNX "
+            "nnx.state(layer, nnx.Param)."
         )
     params = meta.unbox(dict(params))
     kernel = array("params['kernel']", params["kernel"])
@@ -176,6 +178,10 @@ def step_flags(name: str, value: Any, batch: tuple[int, ...], steps: int) -> jax
             f"`{name}` must have one flag for every step, (*batch, T) = {shape} (batch first also with time_major=True; "
             f"nothing is broadcast), got {describe(flags)}."
         )
+    if jnp.issubdtype(flags.dtype, jnp.floating) and not isinstance(flags, jax.core.Tracer):
+        values = np.asarray(flags)
+        if not (values >= 0).all():  # an additive mask, 0 and -inf, would mean the opposite of what it says
+            raise ValueError(f"`{name}` must be True or above 0 for yes and 0 for no, got {values[~(values >= 0)][0]}.")
     return flags.astype(bool)
 
 
@@ -199,6 +205,20 @@ def lengths(value: Any, batch: tuple[int, ...], steps: int) -> jax.Array | None:
             )
     # T need not fit the dtype in which lengths arrive: steps counted in it would wrap round.
     return result.astype(jnp.int32)
+
+
+def initial_state(name: str, value: Any, hidden: tuple[int, ...]) -> jax.Array:
+    """The state (*batch, U) that a simple RNN starts from."""
+    result = array(name, single_state(value))
+    if result.shape != hidden:
+        of_a_step = len(hidden) == 1 and result.shape[1:] == hidden
+        hint = (
+            " Inputs (B, F) are one sequence without a batch: give single steps as inputs[:, None]."
+            if of_a_step
+            else ""
+        )
+        raise ValueError(f"`{name}` must have the shape (*batch, U) = {hidden}, got {describe(result)}.{hint}")
+    return result
 
 
 def single_state(value: Any, name: str = "initial_state") -> Any:

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import flax_srnn
+import flax_srnn.nnx as fnnx
 from flax_srnn import (
     RNN,
     Bidirectional,
@@ -187,6 +189,7 @@ NAMES = [
     option(ValueError, "<class 'str'>", activation=str),
     option(ValueError, "shape (3,)", activation=np.ones(3)),
     option(ValueError, "hashable", activation=nn.Sequential([nn.relu])),
+    option(TypeError, "dtype=jax.numpy.bfloat16", dtype="mixed_bfloat16"),
     option(ValueError, "'glorot_unifrom'", kernel_initializer="glorot_unifrom"),
     option(ValueError, "''", recurrent_initializer=""),
     option(ValueError, "0.5", bias_initializer=0.5),
@@ -349,6 +352,8 @@ MASKS = [
     wrong(TypeError, "'a'", mask=[["a"] * 5] * 2),
     wrong(TypeError, "complex", mask=MASK + 0j),
     Case(ValueError, "mask", "(1, 5)", lambda: call(layer=MIXED, variables=MIXED_VARIABLES, mask=MASK[:1])),
+    Case(ValueError, "mask", "-inf", lambda: call(mask=np.where(MASK, -np.inf, 0))),
+    Case(ValueError, "resets", "nan", lambda: call(resets=np.where(MASK, np.nan, 0))),
     Case(ValueError, "mask", "(5, 2)", lambda: call(layer=BOTH, variables=BOTH_VARIABLES, mask=MASK.T)),
     Case(ValueError, "mask", "(5, 2)", lambda: simple_rnn(PARAMS, X.swapaxes(0, 1), time_major=True, mask=MASK.T)),
     wrong(ValueError, "(3,)", seq_lengths=[1, 2, 3]),
@@ -535,6 +540,19 @@ TRAINING = [
     ),
     Case(TypeError, "variables", "None", lambda: regularization_loss(None)),
     Case(TypeError, "variables", "0.5", lambda: regularization_loss(0.5)),
+    Case(TypeError, "variables", '(..., mutable=["losses"])', lambda: regularization_loss(PARAMS)),
+    Case(
+        TypeError,
+        "variables",
+        "flax_srnn.nnx.regularization_loss",
+        lambda: regularization_loss(nnx.Linear(1, 1, rngs=nnx.Rngs(0))),
+    ),
+    Case(TypeError, "model", "SimpleRNN", lambda: fnnx.regularization_loss(LAYER)),
+    Case(TypeError, "model", "SimpleRNN", lambda: fnnx.collect_constraints(LAYER)),
+    Case(TypeError, "model", "SimpleRNN", lambda: fnnx.reset_states(LAYER)),
+    Case(ValueError, "batch_size", "stateful=True", lambda: fnnx.SimpleRNN(3, 4, batch_size=2, rngs=nnx.Rngs(0))),
+    Case(ValueError, "variables", "use_bias=False", lambda: LAYER.apply({"params": without("bias")}, X)),
+    Case(ValueError, "initial_state", "inputs[:, None]", lambda: call(X[:, 0], initial_state=H)),
     Case(TypeError, "variables['losses']", "'x'", lambda: regularization_loss({"losses": {"mine": "x"}})),
     Case(TypeError, "model", "3 (int)", lambda: collect_constraints(3, KEY, X)),
     Case(TypeError, "model", "SimpleRNN", lambda: collect_constraints(SimpleRNN, KEY, X)),
@@ -692,13 +710,16 @@ class Frame:
         return np.asarray(self.values, dtype)
 
 
-def test_what_numpy_reads_as_numbers():
+def test_what_numpy_reads_as_numbers(monkeypatch):
     used = {"mask": MASK, "seq_lengths": np.array([2, 5]), "initial_state": H}
     framed = {name: Frame(value) for name, value in used.items()}
     np.testing.assert_array_equal(call(Frame(X), **framed), call(X, **used))
     for value, got in (([["a"] * 3] * 5, "<U1"), ([[None] * 3] * 5, "object"), (None, "Frame"), (X + 0j, "complex")):
         with pytest.raises(TypeError, match=f"`inputs`.*({got}|Frame)"):
             call(Frame(value))
+    monkeypatch.setattr(Frame, "detach", None, raising=False)  # as a tensor of torch's with gradients has
+    with pytest.raises(TypeError, match=r"Give .detach\(\).float\(\).numpy\(\) of it"):
+        call(Frame(None))
 
 
 def test_integers_given_as_arrays_leave_a_layer_hashable():

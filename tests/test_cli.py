@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def test_help_of_train_lists_configs_and_with_a_name_every_option(capsys):
         assert [option for option in options if option not in out] == []
         assert "--workdir" in out
         assert f"(default: {fields['learning_rate']:g})" in out
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    """`flax-srnn show FILE | head`: the exit code is that of a closed pipe, and stderr is empty."""
+    show = "import sys; from flax_srnn import __main__ as m; m.benchmark.run = lambda _: print('x' * 10**6); sys.exit(m.main(['benchmark']))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(show)} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("141", "")
 
 
 def test_the_module_is_a_program():

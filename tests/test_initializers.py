@@ -126,6 +126,11 @@ def test_initializers_in_float64(x64):
     np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-14)
 
 
+def test_a_live_initializer_of_keras_is_what_its_configuration_is():
+    live = keras.initializers.RandomNormal(stddev=0.3)
+    assert initializers.get(live) == initializers.RandomNormal(stddev=0.3)
+
+
 def test_callable_initializers_pass_untouched():
     boxed = nn.with_partitioning(initializers.get("orthogonal"), ("in", "out"))
     assert initializers.get(boxed) is boxed

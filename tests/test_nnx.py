@@ -294,7 +294,9 @@ def test_converters_refuse_what_does_not_fit():
         assert_identical(fnnx.to_linen(layer), before)
     with pytest.raises(TypeError, match="`params` must be a mapping"):
         fnnx.from_linen(layer, None)
-    with pytest.raises(ValueError, match="LSTMCell is no layer or cell of this library"):
+    with pytest.raises(ValueError, match=r"Give variables\['params'\]"):
+        fnnx.from_linen(layer, {"params": params})
+    with pytest.raises(ValueError, match=r"LSTMCell is no layer or cell of this library.* flax.nnx.bridge.ToNNX"):
         fnnx.to_linen(fnnx.RNN(nnx.LSTMCell(F, U, rngs=nnx.Rngs(0))))
     boxed = flax_srnn.SimpleRNN(U, kernel_initializer=nn.with_partitioning(nn.initializers.ones, (None, "model")))
     single = fnnx.SimpleRNN(F, U, rngs=nnx.Rngs(0))

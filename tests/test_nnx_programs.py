@@ -129,7 +129,7 @@ def test_batch_size():
     for wrong, error in (("two", TypeError), (-1, ValueError), (True, TypeError), (2.0, TypeError)):
         with pytest.raises(error, match="`batch_size`"):
             STATEFUL["SimpleRNN"](batch_size=wrong)
-    with pytest.raises(AttributeError, match="must be stateful"):
+    with pytest.raises(ValueError, match=r"`batch_size` .* needs stateful=True"):
         fnnx.SimpleRNN(F, U, batch_size=2, rngs=nnx.Rngs(0))
 
 

@@ -171,7 +171,7 @@ def simple_rnn(
       ValueError: a shape does not fit (nothing is broadcast), lengths out of range (where their values are concrete), an
         unknown activation or implementation, `unroll` with a symbolic number of steps.
 
-    Source: Keras `SimpleRNN`; `resets` as in the recurrent policies of Haiku's `ResetCore`.
+    Source: Keras `SimpleRNN`; `resets` after Haiku's `ResetCore`, which goes back to the core's own initial state.
 
     >>> params = {"kernel": jnp.ones((1, 1)), "recurrent_kernel": jnp.ones((1, 1))}
     >>> final_state, outputs = simple_rnn(params, jnp.array([[1.0], [2.0], [3.0]]), activation=None, go_backwards=True)

@@ -118,7 +118,9 @@ def to_torch(
     {'weight_ih_l0': (2, 3), 'weight_hh_l0': (2, 2)}
     """
     if not isinstance(layers, (list, tuple)) or not layers:
-        raise ValueError(f"layers: expected a list of one parameter mapping per layer, got {validation.describe(layers)}.")
+        raise ValueError(
+            f"layers: expected a list of one parameter mapping per layer, got {validation.describe(layers)}."
+        )
     bidirectional = _keys(layers[0]) == set(_DIRECTIONS)
     if any((_keys(layer) == set(_DIRECTIONS)) != bidirectional for layer in layers):
         raise ValueError("layers: torch needs all layers bidirectional or none.")

@@ -269,7 +269,7 @@ def layer(
     else:
         starts = [Start(None, recorded=False)] * count
     starts = [
-        start._replace(state=_simple_state(start, (*steps.batch, int(cell.options.units))))
+        start._replace(state=validation.initial_state(start.name, start.state, (*steps.batch, int(cell.options.units))))
         if isinstance(cell, SimpleCell) and start.state is not None
         else start
         for cell, start in zip(cells, starts, strict=True)
@@ -286,10 +286,6 @@ def layer(
         finals.append(final)
     returned = (x, *finals) if o.return_state else x
     return Pass(returned, tuple(initials), tuple(finals), options.activity_penalty(o, returned, steps.batch))
-
-
-def _simple_state(start: Start, hidden: tuple[int, ...]) -> jax.Array:
-    return validation.shaped(start.name, validation.single_state(start.state), hidden, "(*batch, U)")
 
 
 def halves(name: str, states: Any, counts: Sequence[int]) -> tuple[Any, Any]:

@@ -194,7 +194,7 @@ def _fitted(tree: Mapping[str, Any], params: Any) -> dict[tuple[str, ...], Const
     if missing:
         raise ValueError(
             f"`tree` constrains {missing}, which `params` does not have: both must come from the same model; pass "
-            "variables['params']."
+            "variables['params']. Where an optimizer has some parameters only, take the constraints of the others out of the tree."
         )
     fitted: dict[tuple[str, ...], Constraint] = {}
     for place, constraint in constraints.items():

@@ -47,7 +47,10 @@ def reset_states(variables: Mapping[str, Any], states: Any = None) -> dict[str, 
     [[3.0, 4.0]]
     """
     if not isinstance(variables, Mapping):
-        raise TypeError(f"`variables` must be a mapping of collections, got {validation.describe(variables)}.")
+        raise TypeError(
+            "`variables` must be a mapping of collections (flax_srnn.nnx has its own function), got "
+            f"{validation.describe(variables)}."
+        )
     recorded = variables.get(COLLECTION)
     if not isinstance(recorded, Mapping | None):
         raise ValueError(f"`variables['carry']` must be a mapping of states, got {validation.describe(recorded)}.")

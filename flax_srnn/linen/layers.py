@@ -75,6 +75,7 @@ class _Layer(_Recurrent):
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
+        """(*batch, T, F) -> output, or (output, *states) with `return_state`; the class explains the arguments."""
         training = in_training(training)
         steps = driving.steps_of(self, inputs, mask, seq_lengths, resets)
         cells = [
@@ -312,6 +313,7 @@ class Bidirectional(_Recurrent, options.BidirectionalOptions):
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
+        """(*batch, T, F) -> output, or (output, *states) with `return_state`; the class explains the arguments."""
         training = in_training(training)
         steps = driving.steps_of(self.layer, inputs, mask, seq_lengths, resets)
         layers = [place(self, layer, name) for layer, name in zip(self._layers(), DIRECTIONS, strict=True)]

@@ -82,7 +82,9 @@ def collect_constraints(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str
     {'kernel': NonNeg()}
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a flax.linen.Module, got {validation.describe(model)}.")
+        raise TypeError(
+            f"`model` must be a flax.linen.Module (flax_srnn.nnx has its own function), got {validation.describe(model)}."
+        )
     found: dict[tuple[str, ...], tuple[Any, tuple[int, ...]]] = {}
     told: dict[tuple[str, ...], tuple[Any, tuple[int, ...]]] = {}
 

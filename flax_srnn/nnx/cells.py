@@ -22,12 +22,20 @@ __all__ = [
     "SimpleCellModule",
     "SimpleRNNCell",
     "StackedRNNCells",
+    "a_module",
     "drive_any",
     "in_training",
     "initial_state",
     "listed",
     "plain",
 ]
+
+
+def a_module(model: Any) -> nnx.Module:
+    """`model`, which NNX's functions walk through; in what is none they would find nothing, and say nothing."""
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"`model` must be a flax.nnx.Module, got {validation.describe(model)}.")
+    return model
 
 
 class Checked(nnx.Module):

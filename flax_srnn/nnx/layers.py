@@ -26,6 +26,7 @@ from flax_srnn.nnx.cells import (
     SimpleCellModule,
     SimpleRNNCell,
     StackedRNNCells,
+    a_module,
     drive_any,
     in_training,
     initial_state,
@@ -60,8 +61,7 @@ class Layer(Checked):
 
     def _begin(self, batch_size: Any) -> None:
         self.activity_loss: Any = nnx.data(None if self.activity_regularizer is None else Penalty(jnp.zeros(())))
-        if batch_size is not None:
-            self.reset_states(batch_size=batch_size)
+        _make_states(self, batch_size)
 
     def __call__(
         self,
@@ -72,6 +72,7 @@ class Layer(Checked):
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
+        """(*batch, T, F) -> output, or (output, *states) with `return_state`; the class explains the arguments."""
         training = in_training(training)
         return self._call(driving.steps_of(self, inputs, mask, seq_lengths, resets), initial_state, training, ())
 
@@ -174,8 +175,8 @@ class SimpleRNN(SimpleCellModule, Layer, options.SimpleRNNOptions):
       return_sequences: return all outputs, not only the last.
       return_state: return the final state too.
       go_backwards: process from the last step to the first; outputs are returned in that order.
-      stateful: start from the recorded `states` (None before the first call) and record; the batch size stays that of the
-        first call.
+      stateful: start from the recorded `states` and record; they are there from the first call on, or from the start with
+        `batch_size`.
       unroll: of the loop: False, True, or steps per iteration. Results are the same.
       zero_output_for_mask: outputs at masked steps are 0; without it they are held.
       initial_state_initializer: of a learned initial state, used in every row where no state is given.
@@ -184,6 +185,8 @@ class SimpleRNN(SimpleCellModule, Layer, options.SimpleRNNOptions):
       implementation: `Scan()`, `Autodiff()`, `Chunked()` or their short forms "scan", "autodiff", "chunked": how the loop
         is run and differentiated. None chooses `Scan()`. A named one runs or raises.
       rngs: for the parameters, and, if there is dropout, for its masks. `seed` is used where there is no stream "dropout".
+      batch_size: of the recorded states of a stateful layer, which it makes at once: an integer, or a tuple of the leading
+        dimensions, () for none. `nnx.scan`, `nnx.vmap`, `nnx.cond` and a checkpoint that is restored need them to be there.
 
     Call arguments, by name or in this order:
       inputs: (*batch, T, F), or (T, *batch, F) with `time_major`.
@@ -234,8 +237,8 @@ class RNN(Layer, options.RNNOptions):
       return_sequences: return all outputs, not only the last.
       return_state: return the final states, one a cell, too.
       go_backwards: process from the last step to the first; outputs are returned in that order.
-      stateful: start from the recorded `states` (None before the first call) and record; the batch size stays that of the
-        first call.
+      stateful: start from the recorded `states` and record; they are there from the first call on, or from the start with
+        `batch_size`.
       unroll: of the loop: False, True, or steps per iteration. Results are the same.
       zero_output_for_mask: outputs at masked steps are 0; without it they are held.
       activity_regularizer: penalty on every returned array, divided by the batch size: a Keras name, a Keras config, a
@@ -245,6 +248,8 @@ class RNN(Layer, options.RNNOptions):
       implementation: `Scan()`, `Autodiff()`, `Chunked()` or their short forms "scan", "autodiff", "chunked": how the loop
         is run and differentiated. None chooses `Scan()` for
         SimpleRNNCells, and for other cells the plain scan, which is also their `Autodiff()`. A named one runs or raises.
+      batch_size: of the recorded states of a stateful layer, which it makes at once: an integer, or a tuple of the leading
+        dimensions, () for none. `nnx.scan`, `nnx.vmap`, `nnx.cond` and a checkpoint that is restored need them to be there.
 
     Call arguments, by name or in this order:
       inputs: (*batch, T, F), or (T, *batch, F) with `time_major`.
@@ -296,6 +301,7 @@ class Bidirectional(Checked, options.BidirectionalOptions):
       backward_layer: the layer for the other direction; default one like `layer` with `go_backwards` turned round and
         parameters of its own.
       rngs: for that default layer.
+      batch_size: of the recorded states of both layers, if they are stateful, as of `SimpleRNN`.
 
     Call arguments, by name or in this order:
       inputs: (*batch, T, F), or (T, *batch, F) with `time_major`.
@@ -339,8 +345,7 @@ class Bidirectional(Checked, options.BidirectionalOptions):
             if self.layer.states is not None:
                 self.backward_layer.reset_states(batch_size=jax.tree.leaves(self.layer._recorded())[0].shape[:-1])
         options.check_directions(self.layer, self.backward_layer)
-        if batch_size is not None:
-            self.reset_states(batch_size=batch_size)
+        _make_states(self, batch_size)
 
     @property
     def stateful(self) -> bool:
@@ -355,6 +360,7 @@ class Bidirectional(Checked, options.BidirectionalOptions):
         seq_lengths: Any = None,
         resets: Any = None,
     ) -> jax.Array | Any:
+        """(*batch, T, F) -> output, or (output, *states) with `return_state`; the class explains the arguments."""
         training = in_training(training)
         steps = driving.steps_of(self.layer, inputs, mask, seq_lengths, resets)
         layers = (self.layer, self.backward_layer)
@@ -385,15 +391,28 @@ class Bidirectional(Checked, options.BidirectionalOptions):
 def reset_states(model: nnx.Module) -> None:
     """Sets every stateful layer in `model` back to its initial state; one that was never called is there already.
 
+    Raises:
+      TypeError: `model` is no module.
+
     >>> layer = SimpleRNN(3, 2, stateful=True, rngs=nnx.Rngs(0))
     >>> _ = layer(jnp.ones((1, 4, 3)))
     >>> reset_states(layer)
     >>> layer.states[0][...].tolist()
     [[0.0, 0.0]]
     """
-    for _, module in nnx.iter_graph(model):
+    for _, module in nnx.iter_graph(a_module(model)):
         if isinstance(module, Layer) and module.stateful and module.states is not None:
             module.reset_states()
+
+
+def _make_states(layer: Layer | Bidirectional, batch_size: Any) -> None:
+    if batch_size is None:
+        return
+    if not layer.stateful:
+        raise ValueError(
+            f"`batch_size` is that of recorded states and needs stateful=True, got {batch_size!r} without it."
+        )
+    layer.reset_states(batch_size=batch_size)
 
 
 def _is_variable(leaf: Any) -> bool:

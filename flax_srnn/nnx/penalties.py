@@ -10,7 +10,7 @@ from flax import nnx, traverse_util
 
 from flax_srnn.layers import options
 from flax_srnn.layers.projection import by_member
-from flax_srnn.nnx.cells import SimpleCellModule
+from flax_srnn.nnx.cells import SimpleCellModule, a_module
 from flax_srnn.nnx.layers import Layer
 
 __all__ = ["collect_constraints", "regularization_loss"]
@@ -19,7 +19,11 @@ __all__ = ["collect_constraints", "regularization_loss"]
 def regularization_loss(model: nnx.Module) -> jax.Array:
     """The sum of all penalties in `model`, a scalar: on the weights as they are, and on what the layers returned.
 
-    The activity penalties are those of all calls since this function was last called on the model; it takes them away.
+    The activity penalties are those of all calls since this function was last called on the model; it takes them away. So call
+    it after the model, and once after calls for evaluation.
+
+    Raises:
+      TypeError: `model` is no module.
 
     >>> from flax_srnn.nnx import SimpleRNN
     >>> layer = SimpleRNN(5, 2, kernel_initializer="ones", kernel_regularizer="l2", rngs=nnx.Rngs(0))
@@ -27,7 +31,7 @@ def regularization_loss(model: nnx.Module) -> jax.Array:
     0.1
     """
     penalties: list[jax.Array] = []
-    for _, module in nnx.iter_graph(model):
+    for _, module in nnx.iter_graph(a_module(model)):
         if isinstance(module, SimpleCellModule):
             penalties += options.weight_penalties(module, module._params()).values()
         if isinstance(module, Layer) and module.activity_loss is not None:
@@ -44,6 +48,7 @@ def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
     stacked alike.
 
     Raises:
+      TypeError: `model` is no module.
       ValueError: the shapes do not tell which axes are the stack's, as where members, F and U are equally many.
 
     >>> import optax
@@ -57,7 +62,7 @@ def collect_constraints(model: nnx.Module) -> dict[Any, Any]:
     True
     """
     constraints = {}
-    for path, module in nnx.iter_graph(model):
+    for path, module in nnx.iter_graph(a_module(model)):
         if isinstance(module, SimpleCellModule):
             shapes = {name: p.shape for name, p in module._params().items()}
             sizes = {"F": module.in_features, "U": int(module.units)}
