@@ -61,7 +61,7 @@ def install(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-QUICK = ("test_house", "test_simple_rnn", "test_bad_input", "test_implementations", "test_readme", "test_mutations")
+QUICK = ("test_house", "test_simple_rnn", "test_bad_input", "test_implementations", "test_pages", "test_mutations")
 """The files of `pytest -m quick`: the order of the house, the oracle, and what is refused."""
 
 

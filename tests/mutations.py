@@ -792,8 +792,8 @@ OF_SEQUENCES = [
     Mutation(
         "optional-package-unknown",
         "core/implementations.py",
-        "choice in OPTIONAL and choice not in table",
-        "choice in table and choice not in table",
+        "choice not in installed and choice in OPTIONAL",
+        "choice in installed and choice in OPTIONAL",
         ("test_implementations.py::test_the_name_of_an_optional_package_says_how_to_install_it",),
     ),
     Mutation(

@@ -38,6 +38,7 @@ from flax_srnn import (
     simple_rnn,
 )
 from flax_srnn.core import recurrence
+from flax_srnn.layers.options import MERGING
 
 HERE = str(Path(flax_srnn.__file__).parent)
 NAN = float("nan")
@@ -208,6 +209,7 @@ NAMES = [
 
 WRAPPERS = [
     Case(ValueError, "merge_mode", "'cat'", lambda: Bidirectional(SimpleRNN(4), merge_mode="cat")),
+    Case(ValueError, "merge_mode", "Did you mean 'sum'", lambda: Bidirectional(SimpleRNN(4), merge_mode="Sum")),
     Case(ValueError, "merge_mode", "dtype <U3", lambda: Bidirectional(SimpleRNN(4), merge_mode=np.array("sum"))),
     Case(TypeError, "layer", "None", lambda: Bidirectional(None)),
     Case(TypeError, "layer", "SimpleRNN", lambda: Bidirectional(SimpleRNN)),
@@ -639,7 +641,7 @@ def test_wrong_shape_inside_jit(case, no_loop):
     check(case._replace(run=lambda: jax.eval_shape(lambda traced: call(**{case.argument: traced}), case.value)))
 
 
-@pytest.mark.parametrize("mode", ["sum", "ave", "mul"])
+@pytest.mark.parametrize("mode", [mode for mode in MERGING if mode != "concat"])
 def test_directions_of_different_width_are_not_merged(mode):
     """Known only from what comes out; a width of 1 would be broadcast."""
     layer = Bidirectional(LAYER, mode, SimpleRNN(1, go_backwards=True))

@@ -38,7 +38,7 @@ from flax_srnn.interop import keras
 
 HERE = Path(__file__).parent.parent
 FOLDER = HERE / "docs" / "extending"
-PAGES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.md"))}
+PAGES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.md")) if path.stem != "index"}
 
 
 def fences(page, language):
@@ -92,6 +92,18 @@ IS_THE_COPY = (
 def test_there_is_a_page_for_each():
     assert list(PAGES) == ["activation", "cell", "implementation", "keras_layer", "task"]
     assert "docs/extending/" in (HERE / "CONTRIBUTING.md").read_text()
+    index = (FOLDER / "index.md").read_text()
+    assert all(f"({page}.md)" in index for page in PAGES)
+    assert_named_is_there(index)
+
+
+def assert_named_is_there(text, new=frozenset()):
+    """The files, but for new ones, and the tables that a text names."""
+    named = set(re.findall(r"`((?:flax_srnn|tests)/[\w/.]+)`", text)) - new
+    assert [file for file in named if not (HERE / file).exists()] == []
+    sources = "".join(path.read_text() for room in ("flax_srnn", "tests") for path in (HERE / room).rglob("*.py"))
+    tables = set(re.findall(r"`(_?[A-Z_]{4,})`", text))
+    assert [name for name in tables if not re.search(rf"^{name}\b.* = ", sources, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -106,12 +118,7 @@ def test_what_a_page_names_is_there(page):
     assert len(touched) <= 2
     assert touched or "None of this library" in section
     assert all((HERE / file).exists() != bool(new) for file, new in touched)
-    new = {file for file, new in touched if new}
-    named = set(re.findall(r"`((?:flax_srnn|tests)/[\w/.]+)`", text)) - new
-    assert [file for file in named if not (HERE / file).exists()] == []
-    sources = "".join(path.read_text() for room in ("flax_srnn", "tests") for path in (HERE / room).rglob("*.py"))
-    tables = set(re.findall(r"`(_?[A-Z_]{4,})`", text))
-    assert [name for name in tables if not re.search(rf"^{name}\b.* = ", sources, re.MULTILINE)] == []
+    assert_named_is_there(text, {file for file, new in touched if new})
     assert max(len(line) for line in text.splitlines()) <= 132
 
 
@@ -186,12 +193,14 @@ def test_implementation_in_the_table(tmp_path):
     folder = changed_copy("implementation", tmp_path)
     file, example = fences("implementation", "python")
     (folder / "flax_srnn" / "core" / "python_loop.py").write_text(file)
-    imports = "import jax\nimport jax.numpy as jnp\nfrom flax_srnn import Scan\nfrom flax_srnn.core.python_loop import PythonLoop\n"
     by_name = """
         layer = SimpleRNN(4, implementation="python_loop")
         assert jnp.allclose(layer.apply({"params": params}, x), SimpleRNN(4).apply({"params": params}, x), atol=1e-6)
     """
-    run(folder, imports + example + IS_THE_COPY + textwrap.dedent(by_name))
+    example = example.replace(
+        "from python_loop import", "from flax_srnn.core.python_loop import"
+    )  # where it lies in the library
+    run(folder, example + IS_THE_COPY + textwrap.dedent(by_name))
 
 
 def test_implementation_of_another_package(tmp_path, monkeypatch):

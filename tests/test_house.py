@@ -1,6 +1,7 @@
 """The house: imports point downwards only, `import flax_srnn` is light, every public symbol is documented with an example."""
 
 import ast
+import dataclasses
 import doctest
 import graphlib
 import importlib
@@ -17,6 +18,9 @@ import pytest
 from flax import nnx
 
 import flax_srnn
+from flax_srnn import simple_rnn
+from flax_srnn.core import sequence
+from flax_srnn.layers import options
 
 HOUSE = Path(flax_srnn.__file__).parent
 FILES = {
@@ -191,6 +195,24 @@ def test_the_step_is_written_once():
     of_cell = {("flax_srnn.core.cell", name) for name in ("under_flags", "blanked")}
     # What is held as the output of a cell whose output is not its state.
     assert flagging - of_cell == {("flax_srnn.core.sequence", name) for name in ("scan_cell", "wrap", "body")}
+
+
+def test_every_option_of_simple_rnn_reaches_its_check(monkeypatch):
+    """And those of `Options` are options of every layer, which `options._LayoutOptions` and its like give them."""
+    given = {name: object() for name in simple_rnn.__kwdefaults__}
+    reached = {}
+
+    def check(params, inputs, **keywords):
+        reached.update(keywords)
+        raise InterruptedError
+
+    monkeypatch.setattr(sequence, "check", check)
+    with pytest.raises(InterruptedError):
+        simple_rnn({}, [], **given)
+    assert reached == given
+    of_sequence = {field.name for field in dataclasses.fields(sequence.Options)}
+    for kind in (options.SimpleRNNOptions, options.RNNOptions):
+        assert of_sequence <= {field.name for field in dataclasses.fields(kind)}, kind
 
 
 ALL_ARGUMENTS = {"simple_rnn", "cell_step", "init_params", "truncated_rnn"}

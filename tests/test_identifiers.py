@@ -339,7 +339,7 @@ BAD = [
     (
         activations.get,
         "tahn",
-        r"`activation` is the unknown name 'tahn'\. Did you mean 'tanh'\? Valid names: celu, elu",
+        r"`activation` is the unknown name 'tahn'\. Did you mean 'tanh'\? Valid names: \w+, ",
     ),
     (activations.get, "Tanh", "Did you mean 'tanh'"),
     (activations.get, "glu", "cannot be 'glu' in a recurrent layer"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import typing
 
 import cases
 import flax.linen as nn
@@ -32,6 +33,33 @@ from flax_srnn.layers import driving
 X = np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32)
 PARAMS = init_params(jax.random.key(0), 3, 4)
 SHORT = {"scan": Scan(), "autodiff": Autodiff(), "chunked": Chunked()}
+
+
+def test_every_name_is_tried_and_known_to_type_checkers():
+    assert SHORT.keys() == implementations.TABLE.keys()
+    literals = next(
+        part for part in typing.get_args(implementations.Choice) if typing.get_origin(part) is typing.Literal
+    )
+    assert {*typing.get_args(literals)} == {*implementations.TABLE, *implementations.OPTIONAL}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("class Loop: pass", r"'in_a_loop' = 'in_a_loop_module:Loop' has no `check` and `run`"),
+        ("", r"'in_a_loop' = 'in_a_loop_module:Loop' cannot be made: .* has no attribute 'Loop'"),
+        (
+            "import no_such_module",
+            r"'in_a_loop' = 'in_a_loop_module:Loop' cannot be made: No module named 'no_such_module'",
+        ),
+    ],
+)
+def test_a_broken_package_is_named(code, message, install):
+    install("its-loop", "in_a_loop", "Loop", code)
+    with pytest.raises(ValueError, match=message):
+        simple_rnn(PARAMS, X, implementation="in_a_loop")
+    with pytest.raises(ValueError, match=r"Did you mean 'in_a_loop'\?.* scan, .*in_a_loop"):
+        simple_rnn(PARAMS, X, implementation="in_a_lop")
 
 
 def layers(implementation):

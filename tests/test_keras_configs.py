@@ -15,8 +15,17 @@ from keras_models import MARKS, lenient, randomised, reals  # noqa: F401 - the f
 import flax_srnn
 from flax_srnn import activations, constraints, initializers, regularizers
 from flax_srnn.interop.keras import from_config, from_keras, to_config
+from flax_srnn.layers.options import MERGING
 
 pytestmark = MARKS
+
+
+@pytest.mark.parametrize("mode", [*MERGING, None])
+def test_every_merge_mode_is_one_of_keras(mode):
+    """One that Keras lacks must be refused by `to_config` and `from_config`, which this test does not know of yet."""
+    config = to_config(flax_srnn.Bidirectional(flax_srnn.SimpleRNN(3), mode))
+    assert keras.layers.deserialize(config).merge_mode == mode
+    assert from_config(config).merge_mode == mode
 
 
 def plain(config):

@@ -13,6 +13,7 @@ import pytest
 from cases import thinned
 from models import KEY, LENGTHS, MASK, RESETS, B, F, T, U, X, check_tree, close, drawn, parameters, run, same, shapes
 
+import flax_srnn.nnx as fnnx
 from flax_srnn import RNN, Bidirectional, SimpleRNN, SimpleRNNCell, StackedRNNCells, compute_mask, simple_rnn
 from flax_srnn.layers import options
 
@@ -148,6 +149,8 @@ def test_merge_modes_are_the_two_layers_merged(sequences, backwards):
     }
     names, _ = get_args(options.MergeMode)
     assert tuple(expected) == (*options.MERGING, None) == (*get_args(names), None)
+    explained = (Bidirectional.__doc__, fnnx.Bidirectional.__doc__)
+    assert all(f'"{mode}"' in text for text in explained for mode in options.MERGING)
     for mode, value in expected.items():
         check_tree(Bidirectional(layer, mode).apply(variables, X, mask=MASK), value)
         given = Bidirectional(layer, mode, other).apply(variables, X, mask=MASK)

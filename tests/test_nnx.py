@@ -29,6 +29,7 @@ from nnx_twins import (
 
 import flax_srnn
 import flax_srnn.nnx as fnnx
+from flax_srnn.layers.options import MERGING
 
 # --- the same arguments ------------------------------------------------------------------------------------------------
 
@@ -167,6 +168,7 @@ _PAIRS = {
     "RNN of stacked cells": functools.partial(rnn, True),
     "Bidirectional": bidirectional,
     "Bidirectional of a backward layer, sum": functools.partial(bidirectional, "sum", go_backwards=True),
+    **{f"Bidirectional, {mode}": functools.partial(bidirectional, mode) for mode in MERGING},
     "Bidirectional, both": functools.partial(bidirectional, None),
     "Bidirectional of two cells": _bidirectional_stack,
     "Bidirectional, two layers": _bidirectional_pair,

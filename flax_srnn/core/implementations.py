@@ -8,7 +8,7 @@ class; it is looked up when somebody names it. Objects of any such class can be 
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -60,15 +60,31 @@ def get(choice: Choice) -> Implementation | None:
     if choice is None:
         return None
     if isinstance(choice, str):
-        table = dict(TABLE)
-        if choice not in table:
-            table |= {point.name: point.load() for point in importlib.metadata.entry_points(group=GROUP, name=choice)}
-        if choice in OPTIONAL and choice not in table:
+        if choice in TABLE:
+            return TABLE[choice]()
+        installed = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+        if choice not in installed and choice in OPTIONAL:
             raise ValueError(f"`implementation`: {choice!r} is {OPTIONAL[choice]}.")
-        return identifiers.find(table, choice, "implementation")()
+        known: dict[str, Any] = {**dict.fromkeys(TABLE), **installed}
+        return _of_package(identifiers.find(known, choice, "implementation"))
     if isinstance(choice, type) or not isinstance(choice, Implementation):
         raise ValueError(
             f"`implementation` must be None, one of the names {', '.join(TABLE)}, or an object such as Scan(), got "
             f"{describe(choice)}."
         )
     return choice
+
+
+def _of_package(point: importlib.metadata.EntryPoint) -> Implementation:
+    """What an installed package brings under a name."""
+    try:
+        made: Implementation = point.load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"`implementation`: the entry point {point.name!r} = {point.value!r} cannot be made: {error}"
+        ) from error
+    if not isinstance(made, Implementation):
+        raise ValueError(
+            f"`implementation`: the entry point {point.name!r} = {point.value!r} has no `check` and `run`: {describe(made)}."
+        )
+    return made

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from flax_srnn import activations, constraints, initializers, regularizers, validation
 from flax_srnn.core import implementations, sequence
 from flax_srnn.dtypes import at_least_float32
+from flax_srnn.identifiers import did_you_mean
 
 __all__ = [
     "MERGING",
@@ -175,7 +176,8 @@ def check(options: Any) -> None:
     if "merge_mode" in fields:
         mode = options.merge_mode
         if not (mode is None or (isinstance(mode, str) and mode in MERGING)):
-            raise ValueError(f"`merge_mode` must be one of {(*MERGING, None)}, got {validation.describe(mode)}.")
+            hint = did_you_mean(mode, MERGING)
+            raise ValueError(f"`merge_mode` must be one of {(*MERGING, None)}, got {validation.describe(mode)}.{hint}")
 
 
 def parameters(o: Any, in_features: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
