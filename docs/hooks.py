@@ -33,12 +33,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if source.endswith(".md"):
             files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     for path in NOTEBOOKS:
-        text, resources = nbconvert.MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
-        text = text.replace("![png](", "![what the cell above drew](")
+        text, pictures = _notebook(path)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
-        for name, picture in resources["outputs"].items():
-            files.append(File.generated(config, f"notebooks/{name}", content=picture))
+        for name, content in {**pictures, path.name: path.read_bytes()}.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
+
+
+def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """(a page, its pictures). What one cell printed is one block; the first cell, which installs, is folded."""
+    exporter = nbconvert.MarkdownExporter()
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
+    text, resources = exporter.from_filename(str(path), resources={"unique_key": path.stem})
+    text = re.sub(r"(```python\n.*?\n```)", r"/// details | Where the library comes from, on Colab\n\1\n///", text, 1, re.DOTALL)
+    text = text.replace("![png](", "![what the cell above drew](")
+    title, rest = text.split("\n", 1)
+    return f"{title}\n\n[Download this notebook]({path.name}){{download}}\n{rest}", resources["outputs"]
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
