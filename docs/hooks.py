@@ -45,7 +45,9 @@ def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     exporter = nbconvert.MarkdownExporter()
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     text, resources = exporter.from_filename(str(path), resources={"unique_key": path.stem})
-    text = re.sub(r"(```python\n.*?\n```)", r"/// details | Where the library comes from, on Colab\n\1\n///", text, 1, re.DOTALL)
+    text = re.sub(
+        r"(```python\n.*?\n```)", r"/// details | Where the library comes from, on Colab\n\1\n///", text, 1, re.DOTALL
+    )
     text = text.replace("![png](", "![what the cell above drew](")
     title, rest = text.split("\n", 1)
     return f"{title}\n\n[Download this notebook]({path.name}){{download}}\n{rest}", resources["outputs"]

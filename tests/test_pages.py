@@ -7,9 +7,15 @@ import importlib.util
 import re
 import subprocess
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
+from flax.errors import FlaxError
 from pages import DOCS, ROOT, fences, program, tabs
+
+import flax_srnn.nnx as fnnx
+from flax_srnn import SimpleRNN
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -78,3 +84,29 @@ def test_links_lead_to_files_of_the_repository(page):
     targets = re.findall(r"\]\(([^)\s#]+\.(?:md|ipynb|py))[^)]*\)", PAGES[page])
     assert targets or page != "README.md"
     assert [target for target in targets if not ((ROOT / page).parent / target).is_file()] == []
+
+
+LAYER, X = SimpleRNN(4), np.ones((2, 5, 3), np.float32)
+VARIABLES = {"params": {"kernel": np.ones((3, 4)), "recurrent_kernel": np.eye(4), "bias": np.zeros(4)}}
+FIRST_ERRORS = {
+    "Can't call compact methods on unbound modules": lambda: LAYER(X),
+    '"SimpleRNN" object has no attribute "fit"': lambda: LAYER.fit(X),
+    "RNGs should be of shape (2,) or PRNGKey": lambda: LAYER.init(X),
+    "'numpy.ndarray' object has no attribute 'items'": lambda: LAYER.apply(X),
+    "The first argument passed to an apply function should be a dictionary of collections": lambda: LAYER.apply(
+        VARIABLES["params"], X
+    ),
+    "got an unexpected keyword argument 'hidden_size'": lambda: SimpleRNN(4, hidden_size=3),
+    "`activation` must be a Keras name": lambda: SimpleRNN(3, 8),
+    "missing 1 required positional argument: 'units'": lambda: fnnx.SimpleRNN(8),
+    'Parameter "deterministic" must be passed': lambda: nn.Dropout(0.2).apply({}, X),
+    "got an unexpected keyword argument 'train'": lambda: LAYER.apply(VARIABLES, X, train=True),
+}
+
+
+@pytest.mark.parametrize("words", FIRST_ERRORS)
+def test_the_errors_that_are_explained_are_those_that_come(words):
+    assert words in PAGES["docs/errors.md"]
+    with pytest.raises((AttributeError, TypeError, ValueError, FlaxError)) as caught:
+        FIRST_ERRORS[words]()
+    assert words in str(caught.value)
