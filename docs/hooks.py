@@ -45,12 +45,11 @@ def _notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     exporter = nbconvert.MarkdownExporter()
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     text, resources = exporter.from_filename(str(path), resources={"unique_key": path.stem})
-    text = re.sub(
-        r"(```python\n.*?\n```)", r"/// details | Where the library comes from, on Colab\n\1\n///", text, 1, re.DOTALL
-    )
     text = text.replace("![png](", "![what the cell above drew](")
-    title, rest = text.split("\n", 1)
-    return f"{title}\n\n[Download this notebook]({path.name}){{download}}\n{rest}", resources["outputs"]
+    first = re.search(r"```python\n.*?\n```", text, re.DOTALL)
+    folded = f"/// details | Where the library comes from, on Colab\n{first[0]}\n///"
+    title, rest = text.replace(first[0], folded, 1).split("\n", 1)
+    return f'{title}\n\n<a href="../{path.name}" download>Download this notebook</a>\n{rest}', resources["outputs"]
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:

@@ -90,6 +90,8 @@ def test_formulas_and_code_are_shown_as_such(pages):
 def test_every_notebook_is_a_page_with_its_pictures(site, pages):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         text = pages[f"notebooks/{notebook.stem}/index.html"]
+        assert f'href="../{notebook.name}" download' in text
+        assert (site / "notebooks" / notebook.name).read_bytes() == notebook.read_bytes()
         pictures = [address for address in Page(text).fetched if address.endswith(".png") and "assets" not in address]
         outputs = [output for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", [])]
         assert len(pictures) == sum("image/png" in output.get("data", {}) for output in outputs)
