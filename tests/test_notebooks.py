@@ -46,13 +46,14 @@ def code_cells(name):
     return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
 
 
-def run_first_cell(name, pip, source=""):
-    """The names that the first cell defines; the lines that it would give to pip are appended to `pip`."""
+def run_first_cell(name, pip, source="", install=lambda: None):
+    """The names that the first cell defines; the lines that it would give to pip are appended to `pip`, and `install` is called."""
 
     class Shell:
         def run_line_magic(self, magic, line):
             assert magic == "pip"
             pip.append(shlex.split(line.format(**names)))
+            install()
 
     cell = code_cells(name)[0]
     assert 'SOURCE = ""' in cell
