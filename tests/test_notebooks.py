@@ -5,6 +5,7 @@ network: pip fetches JAX and the rest from the package index, or from its cache.
 """
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -17,6 +18,8 @@ import tempfile
 import tomllib
 from importlib.machinery import PathFinder
 
+import jax
+import jaxlib
 import nbclient
 import nbformat
 import pytest
@@ -34,6 +37,7 @@ BROUGHT = {"IPython", "jax", "flax", "optax", "numpy"}
 """What comes with the kernel and with the library."""
 OPTIONAL = {"torch"}
 ADDRESS = "git+https://example.org/library"
+FIND_SPEC = importlib.util.find_spec
 
 each_notebook = pytest.mark.parametrize("name", NEEDS)
 
@@ -46,13 +50,14 @@ def code_cells(name):
     return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
 
 
-def run_first_cell(name, pip, source=""):
-    """The names that the first cell defines; the lines that it would give to pip are appended to `pip`."""
+def run_first_cell(name, pip, source="", install=lambda: None):
+    """The names that the first cell defines; the lines that it would give to pip are appended to `pip`, and `install` is called."""
 
     class Shell:
         def run_line_magic(self, magic, line):
             assert magic == "pip"
             pip.append(shlex.split(line.format(**names)))
+            install()
 
     cell = code_cells(name)[0]
     assert 'SOURCE = ""' in cell
@@ -81,40 +86,65 @@ def project(folder, name):
 def test_with_nothing_beside_it_the_first_cell_says_what_to_do_and_asks_pip_for_nothing(name, folder):
     project(folder / "flax_srnn", "flax-srnn-native")  # Python takes any folder for a package of its name
     project(folder.parent, "another")
-    pip = []
-    with pytest.raises(SystemExit, match=r"^Missing here: flax_srnn, .*SOURCE above, .* wheel .* clone"):
+    (folder / "flax_srnn-0.1.0-py3-none-any (1).whl").touch()  # a browser's second download, whose name pip refuses
+    pip, here = [], re.escape(str(folder))
+    with pytest.raises(
+        SystemExit, match=rf"^Missing: flax_srnn.* no wheel .* no clone .* {here}\. .*Files.*!git clone.*SOURCE above"
+    ):
         run_first_cell(name, pip)
     assert pip == []
 
 
 @each_notebook
-def test_the_library_comes_from_the_address_a_wheel_or_a_clone_in_this_order(name, folder):
+def test_the_library_comes_from_the_address_or_path_a_wheel_or_a_clone_in_this_order(name, folder, monkeypatch):
     library, *others = NEEDS[name]
     pip = []
+
+    def install_from(source=""):
+        with monkeypatch.context() as patch:
+            run_first_cell(name, pip, source, lambda: patch.setattr(importlib.util, "find_spec", FIND_SPEC))
+
     places = [
         project(folder.parent, "flax-srnn"),
         project(folder / "flax_srnn", "flax-srnn"),
         folder / "flax_srnn-0.1.0-py3-none-any.whl",
     ]
     places[-1].touch()
-    for source in (ADDRESS, ""):
-        run_first_cell(name, pip, source)
+    for source in (ADDRESS, str(places[0]), "flax_srnn", ""):
+        install_from(source)
     for place in reversed(places[1:]):
         place.rename(folder.parent / f"gone-{place.name}")
-        run_first_cell(name, pip)
-    sources = [ADDRESS, *(place.as_uri() for place in reversed(places))]
+        install_from()
+    sources = [ADDRESS, *(place.as_uri() for place in (*places[:2], *reversed(places)))]
     assert pip == [["install", "-q", f"{library} @ {source}", *others] for source in sources]
 
 
 @each_notebook
 def test_the_first_cell_installs_where_any_module_is_missing_and_else_nothing(name, monkeypatch):
-    find_spec, pip = importlib.util.find_spec, []
+    pip, lost = [], []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module not in lost and FIND_SPEC(module))
     modules = run_first_cell(name, pip, ADDRESS)["MODULES"]
     assert pip == []
-    for lost in modules:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda module, lost=lost: module != lost and find_spec(module))
-        assert run_first_cell(name, pip, ADDRESS)["missing"] == [lost]
+    for module in modules:
+        lost.append(module)
+        run_first_cell(name, pip, ADDRESS, lost.clear)
     assert len(pip) == len(modules)
+
+
+def test_the_first_cell_says_so_when_pip_failed_and_when_it_replaced_what_is_imported(monkeypatch):
+    lost = ["flax_srnn"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module not in lost and FIND_SPEC(module))
+    with pytest.raises(SystemExit, match=r"installation failed, see above\. Missing: flax_srnn\."):
+        run_first_cell("01_quickstart", [], ADDRESS)
+
+    version = importlib.metadata.version
+    monkeypatch.delitem(sys.modules, "flax", raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) if name == "numpy" else "99.0")
+    changed = re.escape(
+        f"imported: jax from {jax.__version__} to 99.0, jaxlib from {jaxlib.__version__} to 99.0. Runtime > Restart"
+    )
+    with pytest.raises(SystemExit, match=changed):
+        run_first_cell("01_quickstart", [], ADDRESS, lost.clear)
 
 
 @each_notebook
