@@ -50,9 +50,9 @@ def program(page):
 
 
 def namespace(page):
-    """What a page's program defines, run here, on the library as it is."""
+    """What a page's program defines, run here, on the library as it is: in one piece, where a file of its own is above."""
     found = {"__name__": page}
-    exec(compile(program(page), f"{page}.md", "exec"), found)
+    exec(compile(program(page).replace("from python_loop import PythonLoop\n", ""), f"{page}.md", "exec"), found)
     return found
 
 
