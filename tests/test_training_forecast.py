@@ -362,6 +362,39 @@ def test_what_does_not_fit_the_series(tmp_path, fields, message):
         TASK.load(user_config(tmp_path / "s.csv", values, **fields))
 
 
+@pytest.mark.parametrize(
+    ("constant", "fields", "message"),
+    [
+        (slice(0, 60), {}, "lines 2 to 61: column 'value' must vary, got 7 in all rows: "),
+        (slice(0, 38), {}, r"lines 2 to 39: .* in all rows to learn from \(fit_until, "),
+        (slice(38, 48), {}, r"lines 40 to 49: .* in all rows that end training early \(validation_share\)"),
+        (slice(48, 60), {}, r"lines 50 to 61: .* in all rows to be scored, 2004-01-01 to 2004-12-01 \(tests, "),
+        (slice(50, 53), {"tests": (("2004-03", "2004-05"),)}, "lines 52 to 54: .* to be scored, 2004-03-2004-05 "),
+        (
+            slice(11, 48),
+            {"folds": 2, "base": "persistence", "patience": 0},
+            "lines 13 to 49: .* to be scored, 2 blocks",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_constant_is_refused_before_training(tmp_path, constant, fields, message):
+    values = noisy(60)
+    values[constant] = 7
+    config = user_config(tmp_path / "s.csv", values, **fields)
+    with pytest.raises(ValueError, match=f"^series {config.data}, {message}.*nothing to learn or to score"):
+        program.validate(config)
+
+
+def test_a_constant_test_has_a_score_where_its_variance_is_given(tmp_path):
+    values = noisy(60)
+    values[48:] = 7
+    config = user_config(tmp_path / "s.csv", values, variance=2.0)
+    experiment = TASK.load(config)
+    errors = experiment.report(TASK.init(config, experiment.constants, KEY)).scores["errors"]
+    assert errors["persistence"] == [pytest.approx((values[47] - 7) ** 2 / 12 / 2)]
+
+
 @pytest.mark.slow
 def test_a_series_of_the_users_own(tmp_path, capsys):
     config = user_config(tmp_path / "s.csv", noisy(120))

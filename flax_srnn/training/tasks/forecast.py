@@ -117,6 +117,7 @@ class _Split(NamedTuple):
 def _load(config: Forecast) -> Experiment:
     given = _read(config)
     split, values = _split(config, given), given.values
+    _check_that_it_varies(config, given, split)
     of_steps = np.broadcast_to(np.arange(len(values)) < split.learned, (max(1, config.folds), len(values)))
     if config.folds:
         of_steps = of_steps & ~_blocks(config, split)
@@ -297,6 +298,33 @@ def _split(config: Forecast, given: Series) -> _Split:
     return _Split(learned, fitted, tuple(tests) or ((words, after),))
 
 
+def _periods(config: Forecast, split: _Split) -> tuple[tuple[str, np.ndarray], ...]:
+    """What is scored, as the tests of a split are."""
+    if not config.folds:
+        return split.tests
+    blocks = _blocks(config, split).any(axis=0)
+    return ((f"{config.folds} blocks, each forecast by fits to the others", blocks),)
+
+
+def _check_that_it_varies(config: Forecast, given: Series, split: _Split) -> None:
+    """From what is constant nothing is learned, and its variance divides no error."""
+    steps = np.arange(len(given.values))
+    parts = {
+        "all rows": steps >= 0,
+        "all rows to learn from (fit_until, test_share, validation_share)": steps < split.learned,
+        "all rows that end training early (validation_share)": (steps >= split.learned) & (steps < split.fitted),
+    }
+    if config.variance is None:
+        parts |= {f"all rows to be scored, {name} (tests, test_share)": x for name, x in _periods(config, split)}
+    for rows, inside in parts.items():
+        values, lines = given.values[inside], given.lines[inside]
+        if values.size and values.min() == values.max():
+            raise ValueError(
+                f"series {given.source}, lines {lines[0]} to {lines[-1]}: column {given.name!r} must vary, got {values[0]:g} "
+                f"in {rows}: there is nothing to learn or to score."
+            )
+
+
 def _entry(text: str, given: Series, name: str) -> Any:
     entry = series.entry(text)
     if entry is None or isinstance(entry, np.datetime64) != np.issubdtype(given.times.dtype, np.datetime64):
@@ -355,16 +383,15 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
     values, horizon = given.values, config.horizon
     targets = baselines.later(values, config.horizon)
     ahead = _ahead(config, constants, params, values)
-    periods = split.tests
+    periods = _periods(config, split)
     known = np.arange(len(values)) < split.fitted
     if config.folds:
-        blocks = _blocks(config, split)
         per_fold = ahead.reshape(config.folds, config.networks, *ahead.shape[1:])
         single = np.full(per_fold.shape[1:], np.nan)
-        for block, forecasts in zip(blocks, per_fold, strict=True):
+        for block, forecasts in zip(_blocks(config, split), per_fold, strict=True):
             made = np.flatnonzero(block) - 1  # the forecast of step t is made at t - 1
             single[:, made] = forecasts[:, made]
-        periods, ahead = ((f"{config.folds} blocks, each forecast by fits to the others", blocks.any(axis=0)),), single
+        ahead = single
     season = baselines.season(values[known])
     linear = baselines.fit_autoregression(values[known], horizon, config.order)
     forecasts = {
