@@ -89,6 +89,8 @@ def test_files_as_people_have_them(tmp_path, lines, column, index, name, encodin
         ("a,b\n1,2\n2\n", None, "line 3: expected 2 columns as in the first line, got 1"),
         ("t,x\n1,2\n2,\n", None, "line 3: column 'x' must hold a finite number in every row, got nothing"),
         ("t,x\n1,2\n2,nan\n", None, "line 3: column 'x'.*got 'nan'"),
+        ("day,x\n2020-01-02,1\n2020-01-01,2\n", None, "line 3: the dates in column 'day' must rise from row to row, got '2020-01-01' after '2020-01-02'; sort the file, oldest first, without repeats"),
+        ("# of a shop\nday,x\n2020-01,1\n2020-02,2\n2020-02,3\n2020-01,3\n", "x", "line 5: the dates in column 'day' .*got '2020-02' after '2020-02'"),
         ("t,x\n1,inf\n", None, "line 2: column 'x'.*got 'inf'"),
         ("t,x\n\n1,2\n2,many\n", None, "line 4: column 'x'.*got 'many'"),
         ("t,x,y\n1,2,3\n", None, "several columns hold numbers; name one of them with --column: x, y"),
@@ -98,7 +100,7 @@ def test_files_as_people_have_them(tmp_path, lines, column, index, name, encodin
         (b"t,x\n1,\x002\n", None, "line 2: it must be a text file, got zero bytes"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path, content, column, message):
     path = tmp_path / "s.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -2,7 +2,8 @@
 
 separator   comma, semicolon or tab: whichever the first line has most of; numbers may then have a decimal comma
 header      there is one unless the first line holds numbers like the others; without one, columns are called 1, 2, ...
-index       the first of several columns, if it holds dates or numbers that rise from row to row; else rows are counted
+index       the first of several columns, if it holds dates, which must rise from row to row, or numbers that do; else rows are
+            counted
 column      the one named, or the only one left
 """
 
@@ -46,8 +47,8 @@ def read(path: Path, column: str | None = None) -> Series:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no such table, the column is not in it, or a value is missing or no number. The message names the file
-        and the line or column.
+      ValueError: it is no such table, its dates do not rise, the column is not in it, or a value is missing or no number. The
+        message names the file and the line or column.
     """
     where = f"series {path}"
     if not path.is_file():
@@ -64,7 +65,7 @@ def read(path: Path, column: str | None = None) -> Series:
     body = rows[1:] if headed else rows
     if not body:
         raise ValueError(f"{where}: it has a header and no rows.")
-    index = _index([cells[0] for _, cells in body]) if width > 1 and names[0] != column else None
+    index = _index(where, names[0], body) if width > 1 and names[0] != column else None
     place = _column(where, names, body, column, skip=index is not None)
     values = [_value(f"{where}, line {line}", names[place], cells[place]) for line, cells in body]
     if index is None:
@@ -127,15 +128,22 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _index(cells: list[str]) -> np.ndarray | None:
-    """Dates or numbers that rise, or None."""
+def _index(where: str, name: str, body: Sequence[tuple[int, list[str]]]) -> np.ndarray | None:
+    """Dates or numbers that rise, or None. Numbers that do not are data, dates are not."""
     for read_cell in (_date, _number):
-        values = [read_cell(cell) for cell in cells]
+        values = [read_cell(cells[0]) for _, cells in body]
         if all(value is not None for value in values):
             index = np.array(values)
-            if not (index[1:] > index[:-1]).all():
-                return None
-            return index
+            falls = np.flatnonzero(~(index[1:] > index[:-1]))
+            if not falls.size:
+                return index
+            if read_cell is _date:
+                (_, before), (line, now) = body[falls[0] : falls[0] + 2]
+                raise ValueError(
+                    f"{where}, line {line}: the dates in column {name!r} must rise from row to row, got {now[0]!r} after "
+                    f"{before[0]!r}; sort the file, oldest first, without repeats."
+                )
+            return None
     return None
 
 
