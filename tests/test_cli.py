@@ -130,6 +130,14 @@ def test_a_config_of_the_users_own(here, capsys):
     assert json.loads(Path("runs/mine-1/config.json").read_text())["config"]["seed"] == 5
 
 
+def test_a_file_of_the_users_is_executed_only_where_its_name_says_python(here):
+    for name in ("forecast", "mine"):
+        config_file(name, "raise SystemExit")()
+    assert program.find("forecast")[0] == "forecast"
+    with pytest.raises(ValueError, match=re.escape("mine is no config (a .py file)")):
+        program.find("mine")
+
+
 def test_validate_checks_and_saves_nothing(here, capsys):
     before = contents(here)
     assert main([*TINY, "--validate"]) == 0
@@ -179,6 +187,9 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "misspelt config": (["train", "sunspot"], "'sunspot'.*one of: .*sunspots.*Did you mean 'sunspots'", None),
     "missing config file": (["train", "configs/none.py"], "'configs/none.py' is neither a config file", None),
     "config is a folder": (["train", "."], "neither a config file", None),
+    "data for a config": (["train", "s.csv"], "error: s.csv is no config .a .py file.; a series of your own: flax-srnn train forecast --data s.csv$", series_file("s.csv", "year,value")),
+    "sequences for a config": (["train", "s.npz"], "; sequences of your own: flax-srnn train classify --data s.npz$", series_file("s.npz", "PK")),
+    "text for a config": (["train", "s.txt"], "; text of your own: flax-srnn train characters --data s.txt$", series_file("s.txt", "Once")),
     "config with a syntax error": (["train", "c.py"], "c.py: SyntaxError", config_file("c.py", "config = C(")),
     "config is not text": (["train", "c.py"], "config c.py: ", lambda: Path("c.py").write_bytes(b"\xff\xfe\x00\x01")),
     "config that fails": (["train", "c.py"], "c.py: ZeroDivisionError", config_file("c.py", "config = 1 / 0")),
