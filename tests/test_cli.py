@@ -237,7 +237,9 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "no run": (["predict"], "required: RUN", None),
     "missing run": (["predict", "nowhere"], "run nowhere: nowhere does not exist", None),
     "not a run": (["predict", "empty"], "empty/config.json does not exist", lambda: Path("empty").mkdir()),
-    "run without parameters": (["predict", "trained"], "not finished.*params.npz.*--resume trained", lambda: Path("trained/params.npz").unlink()),
+    "run that is not finished": (["predict", "trained"], "run trained: it is not finished; go on with: flax-srnn train --resume trained$", lambda: Path("trained/scores.json").unlink()),
+    "sample of a run that is not finished": (["sample", "trained"], "it is not finished; go on with: ", lambda: unfinished("trained")),
+    "run without parameters": (["predict", "trained"], "run trained: params.npz is damaged or missing: .*No such file", lambda: Path("trained/params.npz").unlink()),
     "run with damaged parameters": (
         ["predict", "trained"], "params.npz is damaged", lambda: Path("trained/params.npz").write_bytes(b"PK\x03\x04 no zip")
     ),
@@ -261,6 +263,12 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "conversion of a missing file": (["convert", "none.keras", "out.msgpack"], "none.keras", None),
     "unknown benchmark option": (["benchmark", "--no-such-option"], "no-such-option", None),
 }  # fmt: skip
+
+
+def unfinished(run):
+    """As a run is that was stopped in training."""
+    for name in ("scores.json", "params.npz"):
+        Path(run, name).unlink()
 
 
 def spoil_parameters(file):

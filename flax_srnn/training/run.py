@@ -165,18 +165,15 @@ def arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
     Raises:
       FileNotFoundError: the run is not finished.
-      ValueError: the file is damaged.
+      ValueError: the file is damaged or missing.
     """
-    path = folder / _PARAMS
-    if not path.exists():
-        raise FileNotFoundError(
-            f"run {folder}: it is not finished, and has no {_PARAMS}; go on with flax-srnn train --resume {folder}"
-        )
+    if not is_finished(folder):  # its parameters may be there already
+        raise FileNotFoundError(f"run {folder}: it is not finished; go on with: flax-srnn train --resume {folder}")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO((folder / _PARAMS).read_bytes()), allow_pickle=False) as file:
             found = dict(file)
     except Exception as error:  # zipfile and numpy know a dozen ways to fail on a damaged file.
-        raise ValueError(f"run {folder}: {_PARAMS} is damaged: {error}") from error
+        raise ValueError(f"run {folder}: {_PARAMS} is damaged or missing: {error}") from error
     if not all(np.isfinite(x).all() for x in found.values() if np.issubdtype(x.dtype, np.floating)):
         raise ValueError(f"run {folder}: {_PARAMS} is damaged: it holds numbers that are not finite.")
     params, constants = (
