@@ -397,6 +397,27 @@ def test_a_constant_test_has_a_score_where_its_variance_is_given(tmp_path):
     assert errors["persistence"] == [pytest.approx((values[47] - 7) ** 2 / 12 / 2)]
 
 
+def test_the_column_that_a_run_was_fitted_to_is_found_in_other_files(tmp_path):
+    config = user_config(tmp_path / "s.csv", noisy(60))
+    experiment = TASK.load(config)
+    params = TASK.init(config, experiment.constants, KEY)
+
+    def predicted(name, head, *cells, column=None):
+        lines = [f"{1900 + i},{','.join(each)}" for i, each in enumerate(zip(*cells, strict=True))]
+        path = written(tmp_path / name, head, *lines)
+        return TASK.predict(dataclasses.replace(config, column=column), params, experiment.constants, path)
+
+    y, x = (list(map(str, noisy(30, seed))) for seed in (1, 2))
+    alone = predicted("one.csv", "year,other name", y)
+    assert predicted("two.csv", "year,x,value", x, y) == alone
+    for column in (None, "value"):
+        with pytest.raises(
+            ValueError, match=r"two.csv: it has no column 'value', which the run was fitted to"
+        ) as caught:
+            predicted("two.csv", "year,x,z", x, y, column=column)
+        assert str(caught.value).endswith(" Columns: year, x, z.")
+
+
 @pytest.mark.slow
 def test_a_series_of_the_users_own(tmp_path, capsys):
     config = user_config(tmp_path / "s.csv", noisy(120))

@@ -4,7 +4,7 @@ separator   comma, semicolon or tab: whichever the first line has most of; numbe
 header      there is one unless the first line holds numbers like the others; without one, columns are called 1, 2, ...
 index       the first of several columns, if it holds dates, which must rise from row to row, or numbers that do; else rows are
             counted
-column      the one named, or the only one left
+column      the one named, or the only one left, or of several that of a run that was fitted to one
 """
 
 from __future__ import annotations
@@ -42,8 +42,13 @@ class Series(NamedTuple):
     lines: np.ndarray
 
 
-def read(path: Path, column: str | None = None) -> Series:
+def read(path: Path, column: str | None = None, fitted: str | None = None) -> Series:
     """Reads one column of a CSV file; lines that begin with # are comments.
+
+    Args:
+      path: of the file.
+      column: the one that is meant; None: the only one with numbers.
+      fitted: the column that a run was fitted to, which is meant where several hold numbers.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -66,7 +71,7 @@ def read(path: Path, column: str | None = None) -> Series:
     if not body:
         raise ValueError(f"{where}: it has a header and no rows.")
     index = _index(where, names[0], body) if width > 1 and names[0] != column else None
-    place = _column(where, names, body, column, skip=index is not None)
+    place = _column(where, names, body, column, fitted, skip=index is not None)
     values = [_value(f"{where}, line {line}", names[place], cells[place]) for line, cells in body]
     if index is None:
         index = np.arange(1.0, len(body) + 1)
@@ -96,14 +101,25 @@ def _rows(path: Path, where: str) -> list[tuple[int, list[str]]]:
     return [(n, [cell.strip() for cell in row]) for (n, _), row in zip(lines, cells, strict=True)]
 
 
-def _column(where: str, names: list[str], body: Sequence[tuple[int, list[str]]], column: str | None, skip: bool) -> int:
+def _column(
+    where: str,
+    names: list[str],
+    body: Sequence[tuple[int, list[str]]],
+    column: str | None,
+    fitted: str | None,
+    *,
+    skip: bool,
+) -> int:
     """Which column is meant."""
+    left = [i for i in range(int(skip), len(names)) if any(_number(cells[i]) is not None for _, cells in body)]
+    if column is None and len(left) > 1:
+        column = fitted  # no one names a column for `predict`
     if column is not None:
         if column not in names:
             hint = did_you_mean(column, names)
-            raise ValueError(f"{where}: it has no column {column!r}.{hint} Columns: {', '.join(names)}.")
+            of_run = ", which the run was fitted to" if fitted else ""
+            raise ValueError(f"{where}: it has no column {column!r}{of_run}.{hint} Columns: {', '.join(names)}.")
         return names.index(column)
-    left = [i for i in range(int(skip), len(names)) if any(_number(cells[i]) is not None for _, cells in body)]
     if not left:
         raise ValueError(f"{where}: no column holds numbers. Columns: {', '.join(names)}.")
     if len(left) > 1:

@@ -131,7 +131,7 @@ def _load(config: Forecast) -> Experiment:
         for statistic, x in ((np.mean, inputs), (np.std, inputs), (np.std, moved))
     )
     scale, deviation = (np.where(x > 0, x, np.float32(1)) for x in (scale, deviation))
-    constants = {"mean": mean, "scale": scale, "coefficients": final}
+    constants = {"mean": mean, "scale": scale, "coefficients": final, "column": np.array(given.name)}
     base, targets = (
         np.nan_to_num(x) for x in (_base(config, levels, learning), baselines.later(values, config.horizon))
     )
@@ -255,11 +255,11 @@ def _added(
 # --- the series --------------------------------------------------------------------------------------------------------
 
 
-def _read(config: Forecast, path: Path | None = None) -> Series:
-    """The series of the config, or of another file, if it can be forecast."""
+def _read(config: Forecast, path: Path | None = None, fitted: str | None = None) -> Series:
+    """The series of the config, or of another file, if it can be forecast; `fitted` as in `series.read`."""
     if path is None and config.data is None:
         raise ValueError("`data`: forecast needs a series: --data FILE.csv; the config sunspots shows one.")
-    given = series.read(path or SHIPPED.get(str(config.data), Path(str(config.data))), config.column)
+    given = series.read(path or SHIPPED.get(str(config.data), Path(str(config.data))), config.column, fitted)
     allowed = {"none": -np.inf, "sqrt": 0.0, "log": np.nextafter(0, 1)}[config.transform]
     if (bad := np.flatnonzero(given.values < allowed)).size:
         raise ValueError(
@@ -455,7 +455,7 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
 
 def _predict(config: Forecast, params: Any, constants: Mapping[str, np.ndarray], path: Path | None) -> Table:
     """Every step of a series from those before it, and the steps after its end."""
-    given = _read(config, path)
+    given = _read(config, path, str(constants["column"]))
     warm_up = max(config.warm_up, constants["coefficients"].shape[1])
     if len(given.values) <= warm_up:
         raise ValueError(
