@@ -153,7 +153,7 @@ def test_pythons_own_source_is_there():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda path: None, FileNotFoundError, "there is no such file"),
+        (lambda path: None, FileNotFoundError, "there is no such file or folder in /"),
         (lambda path: path.write_text(""), ValueError, "it is empty"),
         (lambda path: path.write_text("ab"), ValueError, "too short: 2 characters"),
         (lambda path: path.write_text("abc" * 5), ValueError, "too short: no character is 20 times in it"),

@@ -1,6 +1,7 @@
 """Labelled sequences: what a file may hold, who learns from which examples, and that the scores are those of the answers."""
 
 import re
+from pathlib import Path
 
 import cases
 import jax
@@ -116,6 +117,8 @@ def test_files_that_are_none(tmp_path):
         loaded(tmp_path / "none.npz")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         loaded(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"data none.npz: there is no such file in {Path.cwd()}.")):
+        loaded("none.npz")
     whole = saved(tmp_path / "whole.npz").read_bytes()
     damaged = tmp_path / "damaged.npz"
     for content in (b"", b"x,y\n1,2\n", whole[:-100], whole[:100] + b"\0" * 500 + whole[600:]):

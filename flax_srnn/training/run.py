@@ -31,6 +31,7 @@ from flax_srnn import atomic
 from flax_srnn.training import config as configs
 from flax_srnn.training import tasks
 from flax_srnn.training.config import Training
+from flax_srnn.validation import absent
 
 __all__ = [
     "FILES", "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed",
@@ -196,7 +197,7 @@ def fitted(folder: Path, params: dict[str, np.ndarray], like: Any) -> Any:
 def listed(folder: Path) -> list[Path]:
     """The runs in a folder, in the order of their names."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder of runs.")
+        raise FileNotFoundError(f"{folder}: {absent(folder, 'folder of runs')}.")
     return sorted(each for each in folder.iterdir() if (each / _CONFIG).is_file())
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
+from flax_srnn.validation import absent
 
 __all__ = ["Part", "Sequences", "arrays", "digits", "numbers", "parts", "read"]
 
@@ -122,7 +123,7 @@ def arrays(path: Path, needed: Collection[str], allowed: Collection[str] = ()) -
     """
     where = f"data {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no such file.")
+        raise FileNotFoundError(f"{where}: {absent(path)}.")
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
         if file.read(len(_ZIP)) != _ZIP:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
+from flax_srnn.validation import absent
 
 __all__ = ["Series", "after", "entry", "read", "text"]
 
@@ -57,7 +58,7 @@ def read(path: Path, column: str | None = None, fitted: str | None = None) -> Se
     """
     where = f"series {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no such file.")
+        raise FileNotFoundError(f"{where}: {absent(path)}.")
     rows = _rows(path, where)
     if not rows:
         raise ValueError(f"{where}: it is empty.")
