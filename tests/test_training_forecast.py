@@ -87,7 +87,7 @@ def test_files_as_people_have_them(tmp_path, lines, column, index, name, encodin
         ("", None, ": it is empty"),
         ("year,value\n", None, "it has a header and no rows"),
         ("a,b\n1,2\n2\n", None, "line 3: expected 2 columns as in the first line, got 1"),
-        ("t,x\n1,2\n2,\n", None, "line 3: column 'x' must hold a finite number in every row, got nothing"),
+        ("t,x\n1,2\n2,\n", None, "line 3: column 'x' must hold a finite number in every row, got nothing; fill or drop such rows"),
         ("t,x\n1,2\n2,nan\n", None, "line 3: column 'x'.*got 'nan'"),
         ("day,x\n2020-01-02,1\n2020-01-01,2\n", None, "line 3: the dates in column 'day' must rise from row to row, got '2020-01-01' after '2020-01-02'; sort the file, oldest first, without repeats"),
         ("# of a shop\nday,x\n2020-01,1\n2020-02,2\n2020-02,3\n2020-01,3\n", "x", "line 5: the dates in column 'day' .*got '2020-02' after '2020-02'"),

@@ -133,7 +133,9 @@ def _value(where: str, name: str, cell: str) -> float:
     number = _number(cell)
     if number is None or not math.isfinite(number):
         what = "nothing" if cell == "" else repr(cell)
-        raise ValueError(f"{where}: column {name!r} must hold a finite number in every row, got {what}.")
+        raise ValueError(
+            f"{where}: column {name!r} must hold a finite number in every row, got {what}; fill or drop such rows."
+        )
     return number
 
 
