@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from flax_srnn.__main__ import main
 from flax_srnn.training import baselines, program, series, tasks
@@ -416,6 +417,36 @@ def test_the_column_that_a_run_was_fitted_to_is_found_in_other_files(tmp_path):
         ) as caught:
             predicted("two.csv", "year,x,z", x, y, column=column)
         assert str(caught.value).endswith(" Columns: year, x, z.")
+
+
+@pytest.mark.parametrize(
+    ("head", "base", "label"), [("month,value", "autoregression", "month"), (",value", "persistence", "index")]
+)
+def test_pictures_say_what_they_show(tmp_path, monkeypatch, head, base, label):
+    drawn, save = {}, Figure.savefig
+
+    def watched(figure, path, **options):
+        drawn["curves" if "step" in figure.axes[0].get_xlabel() else "forecast"] = figure.axes
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    config = user_config(tmp_path / "s.csv", noisy(60), base=base, steps=2, log_every=1, evaluate_every=1, horizon=2)
+    path = tmp_path / "s.csv"
+    path.write_text(path.read_text().replace("month,value", head))
+    program.train(config, workdir=tmp_path / "run")
+    assert [axes.get_xlabel() for axes in drawn["forecast"]] == [label, label]
+    assert drawn["forecast"][1].get_title(loc="left") == (
+        "Error of the test, 1 to 2 steps ahead: mean squared error / variance of the period"
+    )
+    (curves,) = drawn["curves"]
+    assert curves.get_ylabel() == "loss and validation score"
+    model = "linear model" if base == "autoregression" else "persistence"
+    assert curves.get_legend_handles_labels()[1] == ["loss", f"validation: mean squared error / that of the {model}"]
+
+
+def test_rows_are_counted_where_there_is_no_index(tmp_path):
+    assert series.read(written(tmp_path / "s.csv", "value", "1.5", "2")).axis == "row"
+    assert series.read(written(tmp_path / "s.csv", "2000,1.5", "2001,2")).axis == "index"
 
 
 @pytest.mark.slow

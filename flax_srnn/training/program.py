@@ -194,7 +194,7 @@ def _finish(folder: Path, config: Training, experiment: tasks.Experiment, params
     trained: dict[str, Any] = {"steps": progress.step}
     if math.isfinite(progress.best_score):
         trained |= {"best_validation": progress.best_score, "best_step": progress.best_step}
-    curves = functools.partial(plots.draw_curves, folder)
+    curves = functools.partial(plots.draw_curves, folder, experiment.measure)
     pictures: Mapping[str, Callable[[Path], None]] = {"curves.png": curves, **report.pictures}
     for name, draw in pictures.items():
         with atomic.writing_file(folder / name) as unfinished:

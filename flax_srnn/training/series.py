@@ -33,7 +33,7 @@ class Series(NamedTuple):
     """T numbers, one after the other.
 
     times: (T,) float64 or datetime64[s], rising. values: (T,) float64, finite. name: of the column. source: the file, as it
-    was named. lines: (T,) their lines in it.
+    was named. lines: (T,) their lines in it. axis: the name of the times.
     """
 
     times: np.ndarray
@@ -41,6 +41,7 @@ class Series(NamedTuple):
     name: str
     source: str
     lines: np.ndarray
+    axis: str
 
 
 def read(path: Path, column: str | None = None, fitted: str | None = None) -> Series:
@@ -74,9 +75,11 @@ def read(path: Path, column: str | None = None, fitted: str | None = None) -> Se
     index = _index(where, names[0], body) if width > 1 and names[0] != column else None
     place = _column(where, names, body, column, fitted, skip=index is not None)
     values = [_value(f"{where}, line {line}", names[place], cells[place]) for line, cells in body]
+    axis = (rows[0][1][0] if headed else "") or "index"
     if index is None:
-        index = np.arange(1.0, len(body) + 1)
-    return Series(index, np.array(values), names[place], str(path), np.array([line for line, _ in body]))
+        index, axis = np.arange(1.0, len(body) + 1), "row"
+    lines = np.array([line for line, _ in body])
+    return Series(index, np.array(values), names[place], str(path), lines, axis)
 
 
 def _rows(path: Path, where: str) -> list[tuple[int, list[str]]]:

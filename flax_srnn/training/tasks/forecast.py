@@ -178,6 +178,8 @@ def _load(config: Forecast) -> Experiment:
         score if split.learned < split.fitted else None,
         members=len(learned),
         constants=constants,
+        measure="mean squared error / that of the "
+        + ("linear model" if config.base == "autoregression" else "persistence"),
     )
 
 
@@ -428,8 +430,9 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
     }
     rows: list[tuple[Any, ...]] = [(name, *(f"{x:.4g}" for x in each)) for name, each in scores["errors"].items()]
     singles = (f"{config.networks} single networks", *(f"{x.mean():.4g} +- {x.std():.2g}" for x in of_single))
+    measured = f"{'one step' if horizon == 1 else f'1 to {horizon} steps'} ahead: {scores['measure']}"
     table = Table(
-        f"{given.name}, {'one step' if horizon == 1 else f'1 to {horizon} steps'} ahead: {scores['measure']}",
+        f"{given.name}, {measured}",
         ("", *names),
         [*rows[:-1], singles, ("their ensemble", *rows[-1][1:])],
     )
@@ -446,9 +449,8 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
         from flax_srnn.training.plots import draw_forecasts
 
         labels = [f"{name}: {error:.4g}" for name, error in zip(names, scores["errors"]["ensemble"], strict=True)]
-        draw_forecasts(
-            path, given, split.fitted, ahead[..., 0], free, list(zip(labels, (p for _, p in periods), strict=True))
-        )
+        tests = list(zip(labels, (p for _, p in periods), strict=True))
+        draw_forecasts(path, given, split.fitted, ahead[..., 0], free, tests, measured)
 
     return Report(scores, table, {"forecast.png": draw})
 
