@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "Fits the model of a config to its data, prints the scores and saves a run: parameters, scores, pictures."
     )
     train.add_argument(
-        "name", metavar="NAME", nargs="?", help="a config, a task with its defaults, or the path of a config file"
+        "name", metavar="NAME", nargs="?", help="a config, a task with its defaults, or the path of a config file (.py)"
     )
     train.add_argument(
         "--workdir", metavar="DIR", type=Path, help="new folder of the run (default: runs/NAME-1, -2, ...)"

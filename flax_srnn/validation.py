@@ -10,6 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jax.typing import DTypeLike
 
 __all__ = [
     "Weights",
+    "absent",
     "activation",
     "array",
     "batch_size",
@@ -74,6 +76,11 @@ def describe(value: Any) -> str:
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+
+
+def absent(path: Path, what: str = "file") -> str:
+    """That nothing is at `path`; where it was looked for, if the path does not say."""
+    return f"there is no such {what}" + ("" if path.is_absolute() else f" in {Path.cwd()}")
 
 
 def array(name: str, value: Any) -> jax.Array:

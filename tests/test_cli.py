@@ -130,6 +130,14 @@ def test_a_config_of_the_users_own(here, capsys):
     assert json.loads(Path("runs/mine-1/config.json").read_text())["config"]["seed"] == 5
 
 
+def test_a_file_of_the_users_is_executed_only_where_its_name_says_python(here):
+    for name in ("forecast", "mine"):
+        config_file(name, "raise SystemExit")()
+    assert program.find("forecast")[0] == "forecast"
+    with pytest.raises(ValueError, match=re.escape("mine is no config (a .py file)")):
+        program.find("mine")
+
+
 def test_validate_checks_and_saves_nothing(here, capsys):
     before = contents(here)
     assert main([*TINY, "--validate"]) == 0
@@ -179,6 +187,9 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "misspelt config": (["train", "sunspot"], "'sunspot'.*one of: .*sunspots.*Did you mean 'sunspots'", None),
     "missing config file": (["train", "configs/none.py"], "'configs/none.py' is neither a config file", None),
     "config is a folder": (["train", "."], "neither a config file", None),
+    "data for a config": (["train", "s.csv"], "error: s.csv is no config .a .py file.; a series of your own: flax-srnn train forecast --data s.csv$", series_file("s.csv", "year,value")),
+    "sequences for a config": (["train", "s.npz"], "; sequences of your own: flax-srnn train classify --data s.npz$", series_file("s.npz", "PK")),
+    "text for a config": (["train", "s.txt"], "; text of your own: flax-srnn train characters --data s.txt$", series_file("s.txt", "Once")),
     "config with a syntax error": (["train", "c.py"], "c.py: SyntaxError", config_file("c.py", "config = C(")),
     "config is not text": (["train", "c.py"], "config c.py: ", lambda: Path("c.py").write_bytes(b"\xff\xfe\x00\x01")),
     "config that fails": (["train", "c.py"], "c.py: ZeroDivisionError", config_file("c.py", "config = 1 / 0")),
@@ -221,12 +232,14 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "resume and more": ([*TINY, "--resume", "trained"], "--resume takes everything from the run", None),
     "resume of a finished run": (["train", "--resume", "trained"], "run trained: it is finished", None),
     "resume of nothing": (["train", "--resume", "nowhere"], "run nowhere: nowhere does not exist", None),
-    "no folder of runs": (["runs", "nowhere"], "nowhere: there is no such folder", None),
+    "no folder of runs": (["runs", "nowhere"], "nowhere: there is no such folder of runs in /", None),
     "a run that writes no text": (["sample", "trained"], "run trained: the task forecast writes no text", None),
     "no run": (["predict"], "required: RUN", None),
     "missing run": (["predict", "nowhere"], "run nowhere: nowhere does not exist", None),
     "not a run": (["predict", "empty"], "empty/config.json does not exist", lambda: Path("empty").mkdir()),
-    "run without parameters": (["predict", "trained"], "not finished.*params.npz.*--resume trained", lambda: Path("trained/params.npz").unlink()),
+    "run that is not finished": (["predict", "trained"], "run trained: it is not finished; go on with: flax-srnn train --resume trained$", lambda: Path("trained/scores.json").unlink()),
+    "sample of a run that is not finished": (["sample", "trained"], "it is not finished; go on with: ", lambda: unfinished("trained")),
+    "run without parameters": (["predict", "trained"], "run trained: params.npz is damaged or missing: .*No such file", lambda: Path("trained/params.npz").unlink()),
     "run with damaged parameters": (
         ["predict", "trained"], "params.npz is damaged", lambda: Path("trained/params.npz").write_bytes(b"PK\x03\x04 no zip")
     ),
@@ -236,7 +249,7 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
         lambda: Path("trained/config.json").write_text(Path("trained/config.json").read_text().replace('"units": 2', '"units": 3')),
     ),
     "run that is not finite": (["predict", "trained"], "not finite", lambda: spoil_parameters("trained/params.npz")),
-    "missing series": (["predict", "trained", "--input", "no.csv"], "series no.csv: there is no such file", None),
+    "missing series": (["predict", "trained", "--input", "no.csv"], "series no.csv: there is no such file in /.*[^.]\\.$", None),
     "empty series": (["predict", "trained", "--input", "s.csv"], "series s.csv: it is empty", series_file("s.csv", "")),
     "series of bytes": (["predict", "trained", "--input", "s.csv"], "UTF-8", lambda: Path("s.csv").write_bytes(b"a,b\n1,\xff")),
     "not a number": (["predict", "trained", "--input", "s.csv"], "s.csv, line 3: .*'many'", series_file("s.csv", "year,value", "1900,1", "1901,many")),
@@ -250,6 +263,12 @@ BROKEN = {  # name: (arguments, what the line must say, what makes the bad input
     "conversion of a missing file": (["convert", "none.keras", "out.msgpack"], "none.keras", None),
     "unknown benchmark option": (["benchmark", "--no-such-option"], "no-such-option", None),
 }  # fmt: skip
+
+
+def unfinished(run):
+    """As a run is that was stopped in training."""
+    for name in ("scores.json", "params.npz"):
+        Path(run, name).unlink()
 
 
 def spoil_parameters(file):

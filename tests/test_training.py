@@ -59,7 +59,8 @@ def lines(folder):
         ({"learning_rate": float("nan")}, ValueError, "`learning_rate`.*got nan"),
         ({"clip": float("inf")}, ValueError, "`clip`.*got inf"),
         ({"optimizer": "adma"}, ValueError, "`optimizer` must be one of 'adam'.*got 'adma'. Did you mean 'adam'"),
-        ({"data": 3}, TypeError, "`data` must be text, got 3"),
+        ({"data": np.ones(90)}, TypeError, r"^`data` must be text, the path of a file, got an array of shape \(90,\) and dtype float64\.$"),
+        ({"column": 3}, TypeError, r"^`column` must be text, got 3 \(int\)\.$"),
         ({"tests": ("1921", "1955")}, TypeError, r"`tests` must be a tuple of the form tuple\[str, str\], got '1921'"),
         ({"tests": [("1921", "1955")]}, TypeError, "`tests` must be a tuple"),
         ({"variance": 0.0}, ValueError, "`variance`.*got 0.0"),
@@ -69,7 +70,7 @@ def lines(folder):
         ({"unit": 3}, TypeError, "`unit` is no field of Forecast. Did you mean 'units'"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_bad_field_is_named(fields, error, message):
     with pytest.raises(error, match=message):
         configs.replaced(Forecast(), fields)

@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from flax_srnn import cell_step
 from flax_srnn.training import text
@@ -153,7 +154,7 @@ def test_pythons_own_source_is_there():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda path: None, FileNotFoundError, "there is no such file"),
+        (lambda path: None, FileNotFoundError, "there is no such file or folder in /"),
         (lambda path: path.write_text(""), ValueError, "it is empty"),
         (lambda path: path.write_text("ab"), ValueError, "too short: 2 characters"),
         (lambda path: path.write_text("abc" * 5), ValueError, "too short: no character is 20 times in it"),
@@ -275,7 +276,7 @@ def test_unknown_characters_are_paid_for():
     np.testing.assert_allclose(found, [[3, 3 + math.log2(1114112)]], rtol=1e-6)
 
 
-def test_the_report_is_of_the_files_held_out(config, experiment, parts, params, tmp_path):
+def test_the_report_is_of_the_files_held_out(config, experiment, parts, params, tmp_path, monkeypatch):
     report = experiment.report(params)
     vocabulary = experiment.constants["vocabulary"]
     joined = "".join(each.characters for each in parts.test)
@@ -294,7 +295,10 @@ def test_the_report_is_of_the_files_held_out(config, experiment, parts, params, 
     assert report.scores["characters"]["test"] == len(joined)
     assert report.scores["unknown characters in test"] == sum(ord(each) not in vocabulary for each in joined)
     assert report.table.rows[1][1] == f"{report.scores['gzip']:.3f}"
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: (drawn.append(figure), save(figure, *to, **how)))
     report.pictures["bits.png"](tmp_path / "bits")
+    assert drawn[0].axes[0].get_ylabel() == "bits per character"
     assert (tmp_path / "bits").read_bytes().startswith(b"\x89PNG")
     held_out = TASK.predict(config, params, experiment.constants, None)
     assert [row[0] for row in held_out.rows] == [each.name for each in parts.test]

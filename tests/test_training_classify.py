@@ -1,6 +1,7 @@
 """Labelled sequences: what a file may hold, who learns from which examples, and that the scores are those of the answers."""
 
 import re
+from pathlib import Path
 
 import cases
 import jax
@@ -58,7 +59,17 @@ BAD = [
     ({"lengths": None}, "array x: it must be finite"),
     ({"y": Y[:-1]}, "array y: it must be integers of shape (48,), a class a row, got int64 (47,)."),
     ({"y": Y[:, None]}, "array y: it must be integers of shape (48,)"),
+    ({"y": np.eye(3)[Y]}, "got float64 (48, 3). y.argmax(1) gives the classes of one-hot rows."),
     ({"y": Y * 1.0}, "array y: it must be integers"),
+    (
+        {"y": np.array(["a", "b", "c"])[Y]},
+        "got <U1 (48,). numpy.unique(y, return_inverse=True)[1] numbers any classes so.",
+    ),
+    (
+        {"y": np.array(["a", "b", "c"], object)[Y]},
+        "it must be integers. numpy.unique(y, return_inverse=True)[1] numbers",
+    ),
+    ({"y": Y + 1}, "every class from 0 to 3 must occur, 0 does not. numpy.unique(y, return_inverse=True)[1] numbers"),
     ({"y": altered(Y, 5, -1)}, "array y: classes are 0, 1, 2, ..., got -1 in row 5."),
     ({"y": np.where(Y == 1, 3, Y)}, "array y: every class from 0 to 3 must occur, 1 does not."),
     ({"y": altered(Y, 5, 2**60)}, f"array y: every class from 0 to {2**60} must occur, 3 does not."),
@@ -111,11 +122,18 @@ def test_objects_are_refused_and_nothing_is_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+def test_the_classes_that_messages_propose_are_taken(tmp_path):
+    for y in (np.unique(np.array(["a", "b", "c"])[Y], return_inverse=True)[1], np.eye(3)[Y].argmax(1)):
+        np.testing.assert_array_equal(sequences.read(saved(tmp_path / "y.npz", y=y), labelled=True).y, Y)
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"data {tmp_path}/none.npz: there is no such file.")):
         loaded(tmp_path / "none.npz")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         loaded(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"data none.npz: there is no such file in {Path.cwd()}.")):
+        loaded("none.npz")
     whole = saved(tmp_path / "whole.npz").read_bytes()
     damaged = tmp_path / "damaged.npz"
     for content in (b"", b"x,y\n1,2\n", whole[:-100], whole[:100] + b"\0" * 500 + whole[600:]):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from flax_srnn.__main__ import main
 from flax_srnn.training import baselines, program, series, tasks
@@ -87,8 +88,10 @@ def test_files_as_people_have_them(tmp_path, lines, column, index, name, encodin
         ("", None, ": it is empty"),
         ("year,value\n", None, "it has a header and no rows"),
         ("a,b\n1,2\n2\n", None, "line 3: expected 2 columns as in the first line, got 1"),
-        ("t,x\n1,2\n2,\n", None, "line 3: column 'x' must hold a finite number in every row, got nothing"),
+        ("t,x\n1,2\n2,\n", None, "line 3: column 'x' must hold a finite number in every row, got nothing; fill or drop such rows"),
         ("t,x\n1,2\n2,nan\n", None, "line 3: column 'x'.*got 'nan'"),
+        ("day,x\n2020-01-02,1\n2020-01-01,2\n", None, "line 3: the dates in column 'day' must rise from row to row, got '2020-01-01' after '2020-01-02'; sort the file, oldest first, without repeats"),
+        ("# of a shop\nday,x\n2020-01,1\n2020-02,2\n2020-02,3\n2020-01,3\n", "x", "line 5: the dates in column 'day' .*got '2020-02' after '2020-02'"),
         ("t,x\n1,inf\n", None, "line 2: column 'x'.*got 'inf'"),
         ("t,x\n\n1,2\n2,many\n", None, "line 4: column 'x'.*got 'many'"),
         ("t,x,y\n1,2,3\n", None, "several columns hold numbers; name one of them with --column: x, y"),
@@ -98,7 +101,7 @@ def test_files_as_people_have_them(tmp_path, lines, column, index, name, encodin
         (b"t,x\n1,\x002\n", None, "line 2: it must be a text file, got zero bytes"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path, content, column, message):
     path = tmp_path / "s.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -360,6 +363,90 @@ def test_what_does_not_fit_the_series(tmp_path, fields, message):
     values[3] = 0
     with pytest.raises(ValueError, match=message):
         TASK.load(user_config(tmp_path / "s.csv", values, **fields))
+
+
+@pytest.mark.parametrize(
+    ("constant", "fields", "message"),
+    [
+        (slice(0, 60), {}, "lines 2 to 61: column 'value' must vary, got 7 in all rows: "),
+        (slice(0, 38), {}, r"lines 2 to 39: .* in all rows to learn from \(fit_until, "),
+        (slice(38, 48), {}, r"lines 40 to 49: .* in all rows that end training early \(validation_share\)"),
+        (slice(48, 60), {}, r"lines 50 to 61: .* in all rows to be scored, 2004-01-01 to 2004-12-01 \(tests, "),
+        (slice(50, 53), {"tests": (("2004-03", "2004-05"),)}, "lines 52 to 54: .* to be scored, 2004-03-2004-05 "),
+        (
+            slice(11, 48),
+            {"folds": 2, "base": "persistence", "patience": 0},
+            "lines 13 to 49: .* to be scored, 2 blocks",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_constant_is_refused_before_training(tmp_path, constant, fields, message):
+    values = noisy(60)
+    values[constant] = 7
+    config = user_config(tmp_path / "s.csv", values, **fields)
+    with pytest.raises(ValueError, match=f"^series {config.data}, {message}.*nothing to learn or to score"):
+        program.validate(config)
+
+
+def test_a_constant_test_has_a_score_where_its_variance_is_given(tmp_path):
+    values = noisy(60)
+    values[48:] = 7
+    config = user_config(tmp_path / "s.csv", values, variance=2.0)
+    experiment = TASK.load(config)
+    errors = experiment.report(TASK.init(config, experiment.constants, KEY)).scores["errors"]
+    assert errors["persistence"] == [pytest.approx((values[47] - 7) ** 2 / 12 / 2)]
+
+
+def test_the_column_that_a_run_was_fitted_to_is_found_in_other_files(tmp_path):
+    config = user_config(tmp_path / "s.csv", noisy(60))
+    experiment = TASK.load(config)
+    params = TASK.init(config, experiment.constants, KEY)
+
+    def predicted(name, head, *cells, column=None):
+        lines = [f"{1900 + i},{','.join(each)}" for i, each in enumerate(zip(*cells, strict=True))]
+        path = written(tmp_path / name, head, *lines)
+        return TASK.predict(dataclasses.replace(config, column=column), params, experiment.constants, path)
+
+    y, x = (list(map(str, noisy(30, seed))) for seed in (1, 2))
+    alone = predicted("one.csv", "year,other name", y)
+    assert predicted("two.csv", "year,x,value", x, y) == alone
+    for column in (None, "value"):
+        with pytest.raises(
+            ValueError, match=r"two.csv: it has no column 'value', which the run was fitted to"
+        ) as caught:
+            predicted("two.csv", "year,x,z", x, y, column=column)
+        assert str(caught.value).endswith(" Columns: year, x, z.")
+
+
+@pytest.mark.parametrize(
+    ("head", "base", "label"), [("month,value", "autoregression", "month"), (",value", "persistence", "index")]
+)
+def test_pictures_say_what_they_show(tmp_path, monkeypatch, head, base, label):
+    drawn, save = {}, Figure.savefig
+
+    def watched(figure, path, **options):
+        drawn["curves" if "step" in figure.axes[0].get_xlabel() else "forecast"] = figure.axes
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    config = user_config(tmp_path / "s.csv", noisy(60), base=base, steps=2, log_every=1, evaluate_every=1, horizon=2)
+    path = tmp_path / "s.csv"
+    path.write_text(path.read_text().replace("month,value", head))
+    program.train(config, workdir=tmp_path / "run")
+    assert [axes.get_xlabel() for axes in drawn["forecast"]] == [label, label]
+    assert drawn["forecast"][1].get_title(loc="left") == (
+        "Error of the test, 1 to 2 steps ahead: mean squared error / variance of the period"
+    )
+    (curves,) = drawn["curves"]
+    assert curves.get_ylabel() == "loss and validation score"
+    model = "linear model" if base == "autoregression" else "persistence"
+    assert curves.get_legend_handles_labels()[1] == ["loss", f"validation: mean squared error / that of the {model}"]
+
+
+def test_rows_are_counted_where_there_is_no_index(tmp_path):
+    assert series.read(written(tmp_path / "s.csv", "value", "1.5", "2")).axis == "row"
+    assert series.read(written(tmp_path / "s.csv", "2000,1.5", "2001,2")).axis == "index"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
+from flax_srnn.validation import describe
 
 __all__ = ["WITHOUT_EFFECT", "Training", "Within", "bundled", "from_mapping", "load_file", "replaced", "unlike"]
 
@@ -115,15 +116,17 @@ def _read(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         kinds = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
         if not isinstance(value, tuple) or len(value) != len(kinds):
-            raise TypeError(f"`{name}` must be a tuple of the form {hint}, got {value!r}.")
+            raise TypeError(f"`{name}` must be a tuple of the form {hint}, got {describe(value)}.")
         return tuple(_read(name, item, kind) for item, kind in zip(value, kinds, strict=True))
     if isinstance(value, np.generic):
         value = value.item()
     if hint is str and isinstance(value, Path):
         value = str(value)
-    words = _WORDS[hint] + (f" of at least {bounds.least} and at most {bounds.most}" if bounds else "")
+    # By its name: what a task calls `data` is its file.
+    words = "text, the path of a file" if (name, hint) == ("data", str) else _WORDS[hint]
+    words += f" of at least {bounds.least} and at most {bounds.most}" if bounds else ""
     if type(value) is not hint and not (hint is float and type(value) is int):
-        raise TypeError(f"`{name}` must be {words}, got {value!r}.")
+        raise TypeError(f"`{name}` must be {words}, got {describe(value)}.")
     if bounds and not bounds.least <= value <= bounds.most:  # nor is NaN within bounds
         raise ValueError(f"`{name}` must be {words}, got {value!r}.")
     return value
@@ -141,7 +144,7 @@ def from_mapping(config_class: type[Training], values: Any) -> Training:
       TypeError, ValueError: a field is unknown or does not hold what it may; the message names it.
     """
     if not isinstance(values, Mapping):
-        raise TypeError(f"a config must be a mapping of names to values, got {values!r}.")
+        raise TypeError(f"a config must be a mapping of names to values, got {describe(values)}.")
     return config_class(**_known(config_class, {name: _tuples(value) for name, value in values.items()}))
 
 

@@ -24,23 +24,24 @@ def plain(axes: Axes) -> Axes:
     return axes
 
 
-def draw_curves(folder: Path, path: Path) -> None:
-    """Loss and validation score by step, from the metrics of a run."""
+def draw_curves(folder: Path, measure: str, path: Path) -> None:
+    """Loss and validation score by step, from the metrics of a run; `measure` says what the score is."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = plain(figure.subplots())
     lines = metrics.read(folder)
-    for name, color, style in (("loss", BLUE, "-"), ("validation", ORANGE, "--")):
+    curves = (("loss", "loss", BLUE, "-"), ("validation", f"validation: {measure}", ORANGE, "--"))
+    for name, label, color, style in curves:
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             marker = "o" if len(points) < 2 else ""
-            axes.plot(*zip(*points, strict=True), style, color=color, marker=marker, label=name)
+            axes.plot(*zip(*points, strict=True), style, color=color, marker=marker, label=label)
     values = [value for line in lines for name, value in line.items() if name != "step"]
     if values and min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss")
+    axes.set_ylabel("loss and validation score" if len(axes.lines) > 1 else "loss")
     axes.set_title("Loss, each point the mean of the steps before it", loc="left", fontweight="bold")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150, format="png")
@@ -53,6 +54,7 @@ def draw_forecasts(
     ahead: np.ndarray,
     free: np.ndarray,
     tests: Sequence[tuple[str, np.ndarray]],
+    measured: str,
 ) -> None:
     """The whole series above; the last steps before the test, the test and the steps to come below.
 
@@ -63,13 +65,14 @@ def draw_forecasts(
       ahead: (M, T) forecasts one step ahead of M networks, entry t for step t + 1.
       free: (M, future) forecasts of the steps after the series, each made from the forecasts before it.
       tests: the words for each period that was scored, and its steps (T,) bool.
+      measured: what the number in these words is.
     """
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     whole, recent = figure.subplots(2, 1)
     index, values, to_come = series.times, series.values, after(series.times, free.shape[1])
     for axes in (whole, recent):
         _draw_series(plain(axes), series, ahead)
-        axes.set_ylabel(series.name)
+        axes.set(xlabel=series.axis, ylabel=series.name)
     whole.set_title(f"{series.name}, each step forecast from the steps before it", loc="left", fontweight="bold")
     whole.set_xlim(index[0], index[-1])
     low, high = whole.get_ylim()
@@ -79,6 +82,7 @@ def draw_forecasts(
     whole.annotate("fitted ", (border, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top")
     whole.annotate(" never seen in fitting", (border, 0.97), xycoords=("data", "axes fraction"), ha="left", va="top")
 
+    recent.set_title(f"Error of the test, {measured}", loc="left", fontweight="bold")
     if len(to_come):
         recent.fill_between(to_come, *_range(free), color=ORANGE, alpha=0.25, linewidth=0)
         recent.plot(to_come, free.mean(axis=0), "--", color=ORANGE, linewidth=2, label="from its own forecasts (mean)")

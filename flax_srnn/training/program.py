@@ -27,6 +27,9 @@ from flax_srnn.training.tasks import Table
 
 __all__ = ["Run", "find", "load", "predict", "resume", "runs", "sample", "train", "validate"]
 
+_DATA = {".npz": ("sequences", "classify"), ".txt": ("text", "characters"), ".md": ("text", "characters")}
+"""What a user's file is, by its ending, and the task for it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -44,18 +47,21 @@ class Run:
 
 
 def find(name: str) -> tuple[str, Training]:
-    """(task, config) for the name of a config or of a task, or the path of a config file.
+    """(task, config) for the name of a config or of a task, or the path of a config file, which ends in .py.
 
     Raises:
       FileNotFoundError: there is no such config, task or file.
-      ValueError: the file defines no config.
+      ValueError: the file defines no config, or is none.
     """
     path = configs.bundled().get(name, Path(name))
-    if path.is_file():
+    if path.is_file() and path.suffix == ".py":
         config = configs.load_file(path)
         return tasks.name_of(config), config
     if name in tasks.names():
         return name, tasks.get(name).config()
+    if path.is_file():
+        words, task = _DATA.get(path.suffix, ("a series", "forecast"))
+        raise ValueError(f"{name} is no config (a .py file); {words} of your own: flax-srnn train {task} --data {name}")
     known = list(dict.fromkeys([*configs.bundled(), *tasks.names()]))
     hint = configs.did_you_mean(Path(name).stem, known)
     raise FileNotFoundError(f"{name!r} is neither a config file nor one of: {', '.join(known)}.{hint}")
@@ -188,7 +194,7 @@ def _finish(folder: Path, config: Training, experiment: tasks.Experiment, params
     trained: dict[str, Any] = {"steps": progress.step}
     if math.isfinite(progress.best_score):
         trained |= {"best_validation": progress.best_score, "best_step": progress.best_step}
-    curves = functools.partial(plots.draw_curves, folder)
+    curves = functools.partial(plots.draw_curves, folder, experiment.measure)
     pictures: Mapping[str, Callable[[Path], None]] = {"curves.png": curves, **report.pictures}
     for name, draw in pictures.items():
         with atomic.writing_file(folder / name) as unfinished:

@@ -31,6 +31,7 @@ from flax_srnn import atomic
 from flax_srnn.training import config as configs
 from flax_srnn.training import tasks
 from flax_srnn.training.config import Training
+from flax_srnn.validation import absent
 
 __all__ = [
     "FILES", "RUNS", "Described", "arrays", "check_target", "create", "describe", "finish", "fitted", "is_finished", "listed",
@@ -165,18 +166,15 @@ def arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
     Raises:
       FileNotFoundError: the run is not finished.
-      ValueError: the file is damaged.
+      ValueError: the file is damaged or missing.
     """
-    path = folder / _PARAMS
-    if not path.exists():
-        raise FileNotFoundError(
-            f"run {folder}: it is not finished, and has no {_PARAMS}; go on with flax-srnn train --resume {folder}"
-        )
+    if not is_finished(folder):  # its parameters may be there already
+        raise FileNotFoundError(f"run {folder}: it is not finished; go on with: flax-srnn train --resume {folder}")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO((folder / _PARAMS).read_bytes()), allow_pickle=False) as file:
             found = dict(file)
     except Exception as error:  # zipfile and numpy know a dozen ways to fail on a damaged file.
-        raise ValueError(f"run {folder}: {_PARAMS} is damaged: {error}") from error
+        raise ValueError(f"run {folder}: {_PARAMS} is damaged or missing: {error}") from error
     if not all(np.isfinite(x).all() for x in found.values() if np.issubdtype(x.dtype, np.floating)):
         raise ValueError(f"run {folder}: {_PARAMS} is damaged: it holds numbers that are not finite.")
     params, constants = (
@@ -199,7 +197,7 @@ def fitted(folder: Path, params: dict[str, np.ndarray], like: Any) -> Any:
 def listed(folder: Path) -> list[Path]:
     """The runs in a folder, in the order of their names."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder of runs.")
+        raise FileNotFoundError(f"{folder}: {absent(folder, 'folder of runs')}.")
     return sorted(each for each in folder.iterdir() if (each / _CONFIG).is_file())
 
 

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
+from flax_srnn.validation import absent
 
 __all__ = ["Part", "Sequences", "arrays", "digits", "numbers", "parts", "read"]
 
 _ZIP = b"PK\x03\x04"
 _LEAST_OF_A_CLASS = 4
+_NUMBERED = "numpy.unique(y, return_inverse=True)[1] numbers any classes so."
 
 
 class Sequences(NamedTuple):
@@ -122,7 +124,7 @@ def arrays(path: Path, needed: Collection[str], allowed: Collection[str] = ()) -
     """
     where = f"data {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no such file.")
+        raise FileNotFoundError(f"{where}: {absent(path)}.")
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
         if file.read(len(_ZIP)) != _ZIP:
@@ -147,7 +149,8 @@ def _array(where: str, stored: Any, name: str) -> np.ndarray:
     try:
         array = stored[name]
     except Exception as error:
-        raise ValueError(f"{where}: it cannot be read: {_line(error)}") from error
+        words = f"; it must be integers. {_NUMBERED}" if name == "y" and "Object arrays" in str(error) else ""
+        raise ValueError(f"{where}: it cannot be read: {_line(error)}{words}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{where}: it is no array of NumPy's.")
     return array
@@ -195,15 +198,19 @@ def _mask(where: str, found: dict[str, np.ndarray], rows: int, steps: int) -> np
 def _labels(where: str, y: np.ndarray, rows: int, *, complete: bool) -> np.ndarray:
     where = f"{where}, array y"
     if y.shape != (rows,) or y.dtype.kind not in "iu":
-        raise ValueError(f"{where}: it must be integers of shape {(rows,)}, a class a row, got {y.dtype} {y.shape}.")
+        of_words = f" {_NUMBERED}" if y.shape == (rows,) else ""
+        of_one_hot = " y.argmax(1) gives the classes of one-hot rows." if y.ndim == 2 and y.shape[1] > 1 else ""
+        raise ValueError(
+            f"{where}: it must be integers of shape {(rows,)}, a class a row, got {y.dtype} {y.shape}.{of_words}{of_one_hot}"
+        )
     if (bad := np.flatnonzero(y < 0)).size:
-        raise ValueError(f"{where}: classes are 0, 1, 2, ..., got {y[bad[0]]} in row {bad[0]}.")
+        raise ValueError(f"{where}: classes are 0, 1, 2, ..., got {y[bad[0]]} in row {bad[0]}. {_NUMBERED}")
     if complete:
         classes = np.unique(y)
         if len(classes) < 2:
             raise ValueError(f"{where}: there must be two classes at least, got {classes[0]} alone.")
         if (gap := np.flatnonzero(classes != np.arange(len(classes)))).size:
-            raise ValueError(f"{where}: every class from 0 to {classes[-1]} must occur, {gap[0]} does not.")
+            raise ValueError(f"{where}: every class from 0 to {classes[-1]} must occur, {gap[0]} does not. {_NUMBERED}")
     return y.astype(np.int64)
 
 

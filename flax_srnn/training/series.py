@@ -2,8 +2,9 @@
 
 separator   comma, semicolon or tab: whichever the first line has most of; numbers may then have a decimal comma
 header      there is one unless the first line holds numbers like the others; without one, columns are called 1, 2, ...
-index       the first of several columns, if it holds dates or numbers that rise from row to row; else rows are counted
-column      the one named, or the only one left
+index       the first of several columns, if it holds dates, which must rise from row to row, or numbers that do; else rows are
+            counted
+column      the one named, or the only one left, or of several that of a run that was fitted to one
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_srnn.identifiers import did_you_mean
+from flax_srnn.validation import absent
 
 __all__ = ["Series", "after", "entry", "read", "text"]
 
@@ -31,7 +33,7 @@ class Series(NamedTuple):
     """T numbers, one after the other.
 
     times: (T,) float64 or datetime64[s], rising. values: (T,) float64, finite. name: of the column. source: the file, as it
-    was named. lines: (T,) their lines in it.
+    was named. lines: (T,) their lines in it. axis: the name of the times.
     """
 
     times: np.ndarray
@@ -39,19 +41,25 @@ class Series(NamedTuple):
     name: str
     source: str
     lines: np.ndarray
+    axis: str
 
 
-def read(path: Path, column: str | None = None) -> Series:
+def read(path: Path, column: str | None = None, fitted: str | None = None) -> Series:
     """Reads one column of a CSV file; lines that begin with # are comments.
+
+    Args:
+      path: of the file.
+      column: the one that is meant; None: the only one with numbers.
+      fitted: the column that a run was fitted to, which is meant where several hold numbers.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no such table, the column is not in it, or a value is missing or no number. The message names the file
-        and the line or column.
+      ValueError: it is no such table, its dates do not rise, the column is not in it, or a value is missing or no number. The
+        message names the file and the line or column.
     """
     where = f"series {path}"
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no such file.")
+        raise FileNotFoundError(f"{where}: {absent(path)}.")
     rows = _rows(path, where)
     if not rows:
         raise ValueError(f"{where}: it is empty.")
@@ -64,12 +72,14 @@ def read(path: Path, column: str | None = None) -> Series:
     body = rows[1:] if headed else rows
     if not body:
         raise ValueError(f"{where}: it has a header and no rows.")
-    index = _index([cells[0] for _, cells in body]) if width > 1 and names[0] != column else None
-    place = _column(where, names, body, column, skip=index is not None)
+    index = _index(where, names[0], body) if width > 1 and names[0] != column else None
+    place = _column(where, names, body, column, fitted, skip=index is not None)
     values = [_value(f"{where}, line {line}", names[place], cells[place]) for line, cells in body]
+    axis = (rows[0][1][0] if headed else "") or "index"
     if index is None:
-        index = np.arange(1.0, len(body) + 1)
-    return Series(index, np.array(values), names[place], str(path), np.array([line for line, _ in body]))
+        index, axis = np.arange(1.0, len(body) + 1), "row"
+    lines = np.array([line for line, _ in body])
+    return Series(index, np.array(values), names[place], str(path), lines, axis)
 
 
 def _rows(path: Path, where: str) -> list[tuple[int, list[str]]]:
@@ -95,14 +105,25 @@ def _rows(path: Path, where: str) -> list[tuple[int, list[str]]]:
     return [(n, [cell.strip() for cell in row]) for (n, _), row in zip(lines, cells, strict=True)]
 
 
-def _column(where: str, names: list[str], body: Sequence[tuple[int, list[str]]], column: str | None, skip: bool) -> int:
+def _column(
+    where: str,
+    names: list[str],
+    body: Sequence[tuple[int, list[str]]],
+    column: str | None,
+    fitted: str | None,
+    *,
+    skip: bool,
+) -> int:
     """Which column is meant."""
+    left = [i for i in range(int(skip), len(names)) if any(_number(cells[i]) is not None for _, cells in body)]
+    if column is None and len(left) > 1:
+        column = fitted  # no one names a column for `predict`
     if column is not None:
         if column not in names:
             hint = did_you_mean(column, names)
-            raise ValueError(f"{where}: it has no column {column!r}.{hint} Columns: {', '.join(names)}.")
+            of_run = ", which the run was fitted to" if fitted else ""
+            raise ValueError(f"{where}: it has no column {column!r}{of_run}.{hint} Columns: {', '.join(names)}.")
         return names.index(column)
-    left = [i for i in range(int(skip), len(names)) if any(_number(cells[i]) is not None for _, cells in body)]
     if not left:
         raise ValueError(f"{where}: no column holds numbers. Columns: {', '.join(names)}.")
     if len(left) > 1:
@@ -115,7 +136,9 @@ def _value(where: str, name: str, cell: str) -> float:
     number = _number(cell)
     if number is None or not math.isfinite(number):
         what = "nothing" if cell == "" else repr(cell)
-        raise ValueError(f"{where}: column {name!r} must hold a finite number in every row, got {what}.")
+        raise ValueError(
+            f"{where}: column {name!r} must hold a finite number in every row, got {what}; fill or drop such rows."
+        )
     return number
 
 
@@ -127,15 +150,22 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _index(cells: list[str]) -> np.ndarray | None:
-    """Dates or numbers that rise, or None."""
+def _index(where: str, name: str, body: Sequence[tuple[int, list[str]]]) -> np.ndarray | None:
+    """Dates or numbers that rise, or None. Numbers that do not are data, dates are not."""
     for read_cell in (_date, _number):
-        values = [read_cell(cell) for cell in cells]
+        values = [read_cell(cells[0]) for _, cells in body]
         if all(value is not None for value in values):
             index = np.array(values)
-            if not (index[1:] > index[:-1]).all():
-                return None
-            return index
+            falls = np.flatnonzero(~(index[1:] > index[:-1]))
+            if not falls.size:
+                return index
+            if read_cell is _date:
+                (_, before), (line, now) = body[falls[0] : falls[0] + 2]
+                raise ValueError(
+                    f"{where}, line {line}: the dates in column {name!r} must rise from row to row, got {now[0]!r} after "
+                    f"{before[0]!r}; sort the file, oldest first, without repeats."
+                )
+            return None
     return None
 
 

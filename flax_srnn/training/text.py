@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flax_srnn.validation import absent
+
 __all__ = ["SUFFIXES", "Corpus", "Parts", "Text", "begin", "characters", "compressed", "encode", "read", "split"]
 
 SUFFIXES = {
@@ -81,7 +83,7 @@ def read(source: str) -> Corpus:
     elif path.is_dir():
         corpus = _folder(where, source, path)
     else:
-        raise FileNotFoundError(f"{where}: there is no such file or folder.")
+        raise FileNotFoundError(f"{where}: {absent(path, 'file or folder')}.")
     texts = [text for text in corpus.texts if text.characters]
     if not texts:
         raise ValueError(f"{where}: it is empty.")

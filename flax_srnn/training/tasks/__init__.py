@@ -58,6 +58,7 @@ class Experiment(NamedTuple):
       loss: (params, carry, batch, key) -> (loss, carry). A scalar, or (M,) with `members`.
       report: (params) -> `Report`, after the last step. As `score`, called in the first process only, with whole arrays.
       score: (params) -> the number on the validation part that early stopping wants to be small; None: there is none.
+      measure: what `score` is, in a few words for the picture.
       carry: what goes from step to step besides parameters, e.g. the states (B, U) of streams that go on.
       members: M, where all parameters have a leading dimension M: so many models at the same time, each with an optimizer and
         a loss of its own.
@@ -73,6 +74,7 @@ class Experiment(NamedTuple):
     members: int | None = None
     constraints: Any = None
     constants: Mapping[str, np.ndarray] = {}
+    measure: str = "score"
 
 
 class Task(NamedTuple):

@@ -81,6 +81,7 @@ def _load(config: Adding) -> Experiment:
         loss,
         lambda params: _report(config, params),
         lambda params: _error(_answers(config, params, validation[0]), validation[1]),
+        measure="mean squared error",
     )
 
 

@@ -125,6 +125,7 @@ def _load(config: Characters) -> Experiment:
         score,
         carry=_carry(model, config.batch_size),
         constants=constants,
+        measure="bits per character",
     )
 
 
@@ -284,7 +285,7 @@ def _draw(sizes: np.ndarray, per_file: Mapping[str, np.ndarray], means: Sequence
         axes.axhline(mean, color=color, linestyle=line, linewidth=1)
     axes.set_xscale("log")
     axes.set_ylim(0, 1.25 * np.percentile(np.concatenate(list(per_file.values())), 90))
-    axes.set_xlabel("characters of the file")
+    axes.set(xlabel="characters of the file", ylabel="bits per character")
     axes.set_title("Bits per character of each file held out", loc="left", fontweight="bold")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150, format="png")

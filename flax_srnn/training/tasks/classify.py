@@ -158,6 +158,7 @@ def _load(config: Classify) -> Experiment:
         members=len(learned),
         constraints=constraints or None,
         constants=constants,
+        measure="cross entropy",
     )
 
 

@@ -117,6 +117,7 @@ class _Split(NamedTuple):
 def _load(config: Forecast) -> Experiment:
     given = _read(config)
     split, values = _split(config, given), given.values
+    _check_that_it_varies(config, given, split)
     of_steps = np.broadcast_to(np.arange(len(values)) < split.learned, (max(1, config.folds), len(values)))
     if config.folds:
         of_steps = of_steps & ~_blocks(config, split)
@@ -130,7 +131,7 @@ def _load(config: Forecast) -> Experiment:
         for statistic, x in ((np.mean, inputs), (np.std, inputs), (np.std, moved))
     )
     scale, deviation = (np.where(x > 0, x, np.float32(1)) for x in (scale, deviation))
-    constants = {"mean": mean, "scale": scale, "coefficients": final}
+    constants = {"mean": mean, "scale": scale, "coefficients": final, "column": np.array(given.name)}
     base, targets = (
         np.nan_to_num(x) for x in (_base(config, levels, learning), baselines.later(values, config.horizon))
     )
@@ -177,6 +178,8 @@ def _load(config: Forecast) -> Experiment:
         score if split.learned < split.fitted else None,
         members=len(learned),
         constants=constants,
+        measure="mean squared error / that of the "
+        + ("linear model" if config.base == "autoregression" else "persistence"),
     )
 
 
@@ -254,11 +257,11 @@ def _added(
 # --- the series --------------------------------------------------------------------------------------------------------
 
 
-def _read(config: Forecast, path: Path | None = None) -> Series:
-    """The series of the config, or of another file, if it can be forecast."""
+def _read(config: Forecast, path: Path | None = None, fitted: str | None = None) -> Series:
+    """The series of the config, or of another file, if it can be forecast; `fitted` as in `series.read`."""
     if path is None and config.data is None:
         raise ValueError("`data`: forecast needs a series: --data FILE.csv; the config sunspots shows one.")
-    given = series.read(path or SHIPPED.get(str(config.data), Path(str(config.data))), config.column)
+    given = series.read(path or SHIPPED.get(str(config.data), Path(str(config.data))), config.column, fitted)
     allowed = {"none": -np.inf, "sqrt": 0.0, "log": np.nextafter(0, 1)}[config.transform]
     if (bad := np.flatnonzero(given.values < allowed)).size:
         raise ValueError(
@@ -295,6 +298,33 @@ def _split(config: Forecast, given: Series) -> _Split:
     after = np.arange(total) >= fitted
     words = f"{series.text(given.times[min(fitted, total - 1)])} to {series.text(given.times[-1])}"
     return _Split(learned, fitted, tuple(tests) or ((words, after),))
+
+
+def _periods(config: Forecast, split: _Split) -> tuple[tuple[str, np.ndarray], ...]:
+    """What is scored, as the tests of a split are."""
+    if not config.folds:
+        return split.tests
+    blocks = _blocks(config, split).any(axis=0)
+    return ((f"{config.folds} blocks, each forecast by fits to the others", blocks),)
+
+
+def _check_that_it_varies(config: Forecast, given: Series, split: _Split) -> None:
+    """From what is constant nothing is learned, and its variance divides no error."""
+    steps = np.arange(len(given.values))
+    parts = {
+        "all rows": steps >= 0,
+        "all rows to learn from (fit_until, test_share, validation_share)": steps < split.learned,
+        "all rows that end training early (validation_share)": (steps >= split.learned) & (steps < split.fitted),
+    }
+    if config.variance is None:
+        parts |= {f"all rows to be scored, {name} (tests, test_share)": x for name, x in _periods(config, split)}
+    for rows, inside in parts.items():
+        values, lines = given.values[inside], given.lines[inside]
+        if values.size and values.min() == values.max():
+            raise ValueError(
+                f"series {given.source}, lines {lines[0]} to {lines[-1]}: column {given.name!r} must vary, got {values[0]:g} "
+                f"in {rows}: there is nothing to learn or to score."
+            )
 
 
 def _entry(text: str, given: Series, name: str) -> Any:
@@ -355,16 +385,15 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
     values, horizon = given.values, config.horizon
     targets = baselines.later(values, config.horizon)
     ahead = _ahead(config, constants, params, values)
-    periods = split.tests
+    periods = _periods(config, split)
     known = np.arange(len(values)) < split.fitted
     if config.folds:
-        blocks = _blocks(config, split)
         per_fold = ahead.reshape(config.folds, config.networks, *ahead.shape[1:])
         single = np.full(per_fold.shape[1:], np.nan)
-        for block, forecasts in zip(blocks, per_fold, strict=True):
+        for block, forecasts in zip(_blocks(config, split), per_fold, strict=True):
             made = np.flatnonzero(block) - 1  # the forecast of step t is made at t - 1
             single[:, made] = forecasts[:, made]
-        periods, ahead = ((f"{config.folds} blocks, each forecast by fits to the others", blocks.any(axis=0)),), single
+        ahead = single
     season = baselines.season(values[known])
     linear = baselines.fit_autoregression(values[known], horizon, config.order)
     forecasts = {
@@ -401,8 +430,9 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
     }
     rows: list[tuple[Any, ...]] = [(name, *(f"{x:.4g}" for x in each)) for name, each in scores["errors"].items()]
     singles = (f"{config.networks} single networks", *(f"{x.mean():.4g} +- {x.std():.2g}" for x in of_single))
+    measured = f"{'one step' if horizon == 1 else f'1 to {horizon} steps'} ahead: {scores['measure']}"
     table = Table(
-        f"{given.name}, {'one step' if horizon == 1 else f'1 to {horizon} steps'} ahead: {scores['measure']}",
+        f"{given.name}, {measured}",
         ("", *names),
         [*rows[:-1], singles, ("their ensemble", *rows[-1][1:])],
     )
@@ -419,16 +449,15 @@ def _report(config: Forecast, constants: Mapping[str, np.ndarray], given: Series
         from flax_srnn.training.plots import draw_forecasts
 
         labels = [f"{name}: {error:.4g}" for name, error in zip(names, scores["errors"]["ensemble"], strict=True)]
-        draw_forecasts(
-            path, given, split.fitted, ahead[..., 0], free, list(zip(labels, (p for _, p in periods), strict=True))
-        )
+        tests = list(zip(labels, (p for _, p in periods), strict=True))
+        draw_forecasts(path, given, split.fitted, ahead[..., 0], free, tests, measured)
 
     return Report(scores, table, {"forecast.png": draw})
 
 
 def _predict(config: Forecast, params: Any, constants: Mapping[str, np.ndarray], path: Path | None) -> Table:
     """Every step of a series from those before it, and the steps after its end."""
-    given = _read(config, path)
+    given = _read(config, path, str(constants["column"]))
     warm_up = max(config.warm_up, constants["coefficients"].shape[1])
     if len(given.values) <= warm_up:
         raise ValueError(
