@@ -1,7 +1,7 @@
 """What MkDocs cannot do by itself: pages that are written elsewhere in the repository, and formulas.
 
 Notebooks become pages with the outputs that are saved in them, their pictures beside them. Formulas, $…$ and $$…$$, become MathML
-when the site is built: browsers show it without any code of ours, and a formula that cannot be read fails the build.
+when the site is built: browsers show it without any code of ours, and one with a command that is not known fails the build.
 """
 
 import html
@@ -12,6 +12,7 @@ from pathlib import Path
 import nbconvert
 from latex2mathml import converter
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -74,4 +75,6 @@ def on_page_content(content: str, **_: object) -> str:
 def _formula(found: re.Match[str]) -> str:
     text = html.unescape(found[2]).strip()
     shown = converter.convert(text[2:-2], display="block" if text.startswith(r"\[") else "inline")
+    if "\\" in shown or text.count("{") != text.count("}"):
+        raise PluginError(f"This formula cannot be read: {text}")
     return shown.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # \sim is an operator, with space around it
