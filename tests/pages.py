@@ -13,10 +13,16 @@ DOCS = ROOT / "docs"
 
 
 class Fence(NamedTuple):
-    language: str
+    """A fence; `info` is what stands behind its first backticks."""
+
+    info: str
     text: str
     tab: str | None
     line: int
+
+    @property
+    def language(self) -> str:
+        return self.info.partition(" ")[0]
 
 
 def fences(text: str) -> Iterator[Fence]:
@@ -26,7 +32,7 @@ def fences(text: str) -> Iterator[Fence]:
         if opened is None:
             if found := re.match(r"///(?: tab \| (.+))?$", line):
                 tab = found[1]
-            elif found := re.match(r"```(\S*)", line):
+            elif found := re.match(r"```(.*)", line):
                 opened, inside = (found[1], number), []
         elif line == "```":
             yield Fence(opened[0], "\n".join([*inside, ""]), tab, opened[1])

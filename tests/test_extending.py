@@ -1,16 +1,8 @@
-"""docs/extending: the program of every page runs from top to bottom, on a copy of the library with the page's changes in it.
-
-A fence ```python is a part of the program, ```diff a change: its first line names the file, "@@" is between hunks, and a hunk's
-lines stand in the file exactly once.
-"""
+"""docs/extending: the program of every page runs from top to bottom, and what it defines does what it says."""
 
 import re
-import shutil
-import subprocess
-import sys
 import textwrap
 import tomllib
-from pathlib import Path
 
 import cases
 import flax.linen as nn
@@ -19,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from pages import ROOT
 from programs import assert_close, call, gradients
+from recipes import FOLDER, IS_THE_COPY, PAGES, changed_copy, fences, namespace, program, run
 from test_performance import compilations
 
 import flax_srnn
@@ -36,62 +30,12 @@ from flax_srnn import (
 )
 from flax_srnn.interop import keras
 
-HERE = Path(__file__).parent.parent
-FOLDER = HERE / "docs" / "extending"
-PAGES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.md")) if path.stem != "index"}
-
-
-def fences(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
-
-
-def program(page):
-    return "\n".join(fences(page, "python"))
-
-
-def namespace(page):
-    """What a page's program defines, run here, on the library as it is: in one piece, where a file of its own is above."""
-    found = {"__name__": page}
-    exec(compile(program(page).replace("from python_loop import PythonLoop\n", ""), f"{page}.md", "exec"), found)
-    return found
-
-
-def changed_copy(page, folder):
-    """The library with a page's changes, in a folder of its own."""
-    shutil.copytree(HERE / "flax_srnn", folder / "flax_srnn", ignore=shutil.ignore_patterns("__pycache__"))
-    for change in fences(page, "diff"):
-        header, *lines = change.splitlines()
-        file = folder / header.removeprefix("--- ")
-        text = file.read_text()
-        for hunk in "\n".join(lines).split("\n@@\n"):
-            old, new = (
-                "".join(f"{line[1:]}\n" for line in hunk.split("\n") if line[:1] != other) for other in ("+", "-")
-            )
-            assert text.count(old) == 1, f"{page}.md: {header}: these lines are not there:\n{old}"
-            text = text.replace(old, new)
-        file.write_text(text)
-    return folder
-
-
-def run(folder, text):
-    """Runs a program beside the copy, which it imports."""
-    (folder / "program.py").write_text(text)
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-
-
-IS_THE_COPY = (
-    "\nimport flax_srnn, pathlib\nassert pathlib.Path(flax_srnn.__file__).parent.parent == pathlib.Path.cwd()\n"
-)
-
 # --- the pages ---------------------------------------------------------------------------------------------------------
 
 
 def test_there_is_a_page_for_each():
     assert list(PAGES) == ["activation", "cell", "implementation", "keras_layer", "task"]
-    assert "docs/extending/" in (HERE / "CONTRIBUTING.md").read_text()
+    assert "docs/extending/" in (ROOT / "CONTRIBUTING.md").read_text()
     index = (FOLDER / "index.md").read_text()
     assert all(f"({page}.md)" in index for page in PAGES)
     assert_named_is_there(index)
@@ -100,8 +44,8 @@ def test_there_is_a_page_for_each():
 def assert_named_is_there(text, new=frozenset()):
     """The files, but for new ones, and the tables that a text names."""
     named = set(re.findall(r"`((?:flax_srnn|tests)/[\w/.]+)`", text)) - new
-    assert [file for file in named if not (HERE / file).exists()] == []
-    sources = "".join(path.read_text() for room in ("flax_srnn", "tests") for path in (HERE / room).rglob("*.py"))
+    assert [file for file in named if not (ROOT / file).exists()] == []
+    sources = "".join(path.read_text() for room in ("flax_srnn", "tests") for path in (ROOT / room).rglob("*.py"))
     tables = set(re.findall(r"`(_?[A-Z_]{4,})`", text))
     assert [name for name in tables if not re.search(rf"^{name}\b.* = ", sources, re.MULTILINE)] == []
 
@@ -117,7 +61,7 @@ def test_what_a_page_names_is_there(page):
     touched = re.findall(r"^- `([\w/.]+)`( \(new\))?", section, re.MULTILINE)
     assert len(touched) <= 2
     assert touched or "None of this library" in section
-    assert all((HERE / file).exists() != bool(new) for file, new in touched)
+    assert all((ROOT / file).exists() != bool(new) for file, new in touched)
     assert_named_is_there(text, {file for file, new in touched if new})
     assert max(len(line) for line in text.splitlines()) <= 132
 

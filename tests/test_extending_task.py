@@ -8,7 +8,8 @@ import sys
 import tomllib
 
 import pytest
-from test_extending import HERE, fences, program
+from pages import ROOT
+from recipes import fences, program
 
 
 def echo(arguments, cwd, path):
@@ -20,8 +21,8 @@ def echo(arguments, cwd, path):
 @pytest.mark.slow
 def test_task_is_one_file_and_one_config(tmp_path):
     """In the library, and learned well enough to be used."""
-    shutil.copytree(HERE / "flax_srnn", tmp_path / "flax_srnn", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(HERE / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "flax_srnn", tmp_path / "flax_srnn", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "flax_srnn" / "training" / "tasks" / "echo.py").write_text(program("task"))
     (config,) = fences("task", 'python title="configs/echo.py"')
     (tmp_path / "configs" / "echo.py").write_text(config)
@@ -46,7 +47,7 @@ def test_task_of_another_package(tmp_path):
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: echo_task\nVersion: 1\n")
     entries = "\n".join(f"{name} = {value}" for name, value in points.items())
     (about / "entry_points.txt").write_text(f"[{group}]\n{entries}\n")
-    path = f"{tmp_path}{os.pathsep}{HERE}"
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
     done = echo(["train", "echo", "--steps", "3", "--delay", "2"], tmp_path, path)
     assert done.returncode == 0, done.stderr
     assert "runs/echo-1" in done.stdout

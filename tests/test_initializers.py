@@ -12,7 +12,7 @@ import pytest
 from flax.core import FrozenDict
 from keras.src.initializers import ALL_OBJECTS_DICT as KERAS_INITIALIZERS
 
-from flax_srnn import initializers
+from flax_srnn import SimpleRNN, initializers
 
 RANDOM_INITIALIZERS = sorted(
     {"GlorotUniform", "GlorotNormal", "HeUniform", "HeNormal", "LecunUniform", "LecunNormal", "VarianceScaling"}
@@ -129,6 +129,8 @@ def test_initializers_in_float64(x64):
 def test_a_live_initializer_of_keras_is_what_its_configuration_is():
     live = keras.initializers.RandomNormal(stddev=0.3)
     assert initializers.get(live) == initializers.RandomNormal(stddev=0.3)
+    layer = SimpleRNN(4, kernel_initializer=live)
+    assert layer.init(jax.random.key(0), np.ones((2, 5, 3)))["params"]["kernel"].shape == (3, 4)
 
 
 def test_callable_initializers_pass_untouched():

@@ -131,6 +131,13 @@ def test_predictions_and_masks_equal_those_of_keras(name, masked, tmp_path, wors
 
 
 @pytest.mark.slow
+def test_a_loaded_model_is_shown_by_its_layers(tmp_path):
+    stack = [keras.Input((5, 3)), layers.SimpleRNN(4, name="first"), layers.Dense(1, name="head")]
+    keras.Sequential(stack).save(tmp_path / "model.keras")
+    module, _ = load_model(tmp_path / "model.keras")
+    assert repr(module) == "Model(first: SimpleRNN, head: Dense)"
+
+
 def test_repeated_vectors(tmp_path):
     stack = [keras.Input((T, F)), layers.SimpleRNN(3), layers.RepeatVector(4), layers.SimpleRNN(2)]
     model = randomised(keras.Sequential(stack))
